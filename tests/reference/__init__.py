@@ -1,0 +1,1 @@
+"""Naive PyTorch references that the test suite treats as the truth; nothing here imports tokenmix."""

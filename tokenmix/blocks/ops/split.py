@@ -1,0 +1,37 @@
+from typing import Any
+
+from tokenmix.blocks.cost import Tally
+from tokenmix.blocks.op import Op, Tensor, call
+
+
+class Split(Op):
+    """Cut the channels into equal parts: consecutive ones, or with `interleaved` every `parts`-th channel.
+
+    Part k of `split(3)` holds channels k*C/3 .. (k+1)*C/3 - 1; part k of `split(3, interleaved = true)` holds
+    channels k, k + 3, k + 6, ...
+    """
+
+    signature_text = "split(x: map | tokens | windows | vector; parts: int, interleaved: bool = false)"
+    is_view = True
+
+    def check(self, x: Tensor, *, parts: int, interleaved: bool) -> None:
+        if not 1 <= parts <= 64:
+            raise self.mistake(f"parts must lie in 1..64, got {parts}")
+        if x.C % parts:
+            raise self.mistake(f"{x.C} channels do not split into {parts} equal parts ({x.C} / {parts} = {x.C / parts:.4g})")
+
+    def shape(self, x, *, parts: Any, interleaved):
+        if not isinstance(parts, int):
+            raise self.mistake("the number of parts must be written as a number or be equal in all uses", "TM1702")
+        return (x.having(C=x.C / parts if not isinstance(x.C, int) else x.C // parts),) * parts
+
+    def cost(self, inputs, outputs, *, parts, interleaved):
+        return Tally()
+
+    def forward(self, x, *, inputs, parts, interleaved):
+        if interleaved is True:
+            return call("unbind", call("unflatten", x, -1, f"(-1, {parts})"), -1)
+        return call("chunk", x, parts, "dim=-1")
+
+
+op = Split()

@@ -1,0 +1,107 @@
+"""Matching the arguments of a call with the signature of what it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenmix.dsl import syntax
+from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
+
+__all__ = ["bind", "match_arguments", "takes"]
+
+
+def takes(signature: syntax.Signature) -> str:
+    """The signature in one line, for help texts."""
+    inputs = ", ".join(i.name + ("..." if i.many else "") for i in signature.inputs)
+    parameters = ", ".join(
+        p.name + (f": {p.type}" if p.type else "") + (" = ..." if p.default is not None else "")
+        for p in signature.parameters
+    )
+    return f"{signature.name}({inputs}{'; ' if parameters else ''}{parameters})"
+
+
+def match_arguments(
+    signature: syntax.Signature, arguments: tuple[syntax.Argument, ...], call: syntax.Call
+) -> tuple[dict[str, syntax.Argument], list[Finding]]:
+    """Parameter name -> argument as written, and what does not match. Evaluates nothing."""
+    matched: dict[str, syntax.Argument] = {}
+    findings = []
+    names = [p.name for p in signature.parameters]
+    position = 0
+    for argument in arguments:
+        name = argument.name
+        if not name:
+            if position >= len(names):
+                findings.append(
+                    Finding(
+                        "TM1306",
+                        f"`{signature.name}` takes {len(names)} hyperparameters, this is one too many",
+                        argument.span,
+                        help=f"{takes(signature)}; in a pipe, tensors stand before a `;`",
+                    )
+                )
+                continue
+            name = names[position]
+            position += 1
+        elif name not in names:
+            near = nearest(name, names)
+            findings.append(
+                Finding(
+                    "TM1204",
+                    f"`{signature.name}` has no parameter `{name}`",
+                    argument.span.source.span(argument.span.start, argument.span.start + len(name))
+                    if argument.span.text.startswith(name)
+                    else argument.span,
+                    help=f"did you mean `{near[0]}`?" if near else takes(signature),
+                )
+            )
+            continue
+        if name in matched:
+            findings.append(Finding("TM1208", f"`{name}` is given twice", argument.span, help=takes(signature)))
+            continue
+        matched[name] = argument
+    for parameter in signature.parameters:
+        if parameter.default is None and parameter.name not in matched:
+            misspelt = any(f.id == "TM1204" and f.help == f"did you mean `{parameter.name}`?" for f in findings)
+            if not misspelt:
+                findings.append(
+                    Finding(
+                        "TM1205",
+                        f"`{signature.name}` needs a value for `{parameter.name}`",
+                        call.callee_span,
+                        help=takes(signature),
+                    )
+                )
+    return matched, findings
+
+
+def bind(
+    signature: syntax.Signature,
+    call: syntax.Call,
+    value: Callable[[syntax.Parameter, syntax.Expr], Any],
+    default: Callable[[syntax.Parameter], Any],
+) -> dict[str, Any]:
+    """Parameter name -> value in the order of the signature. Raises `Mistake` with the first thing that does not match."""
+    matched, findings = match_arguments(signature, call.arguments, call)
+    if findings:
+        mistake = Mistake(findings[0].id, findings[0].message)
+        mistake.finding = findings[0]
+        raise mistake
+    return {
+        p.name: value(p, matched[p.name].value) if p.name in matched else default(p) for p in signature.parameters
+    }
+
+
+def is_word(parameter: syntax.Parameter, expr: syntax.Expr, known: Any) -> bool:
+    """Whether a bare name is meant as one of the words a parameter chooses from: `bias = relative`."""
+    from tokenmix.dsl.expressions import TYPES
+
+    return (
+        isinstance(expr, syntax.Name)
+        and not expr.dim
+        and parameter.type is not None
+        and not parameter.type.many
+        and parameter.type.names[0] not in TYPES
+        and expr.name not in known
+    )
