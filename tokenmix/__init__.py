@@ -1,0 +1,40 @@
+"""tokenmix: a declarative architecture language and compiler for token-mixer vision backbones.
+
+`load` reads a spec and counts it, without torch; `build` compiles it to a torch module.
+
+    >>> import tokenmix
+    >>> tokenmix.load("mixformer_b4").cost().params
+    34797572
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Cost", "Finding", "FindingsError", "Model", "build", "load"]
+
+if TYPE_CHECKING:
+    from tokenmix.compiler.model import Cost, Model, load
+    from tokenmix.dsl.diagnostics import Finding, FindingsError
+    from tokenmix.runtime.module import build
+
+_HOMES = {
+    "Cost": "tokenmix.compiler.model",
+    "Finding": "tokenmix.dsl.diagnostics",
+    "FindingsError": "tokenmix.dsl.diagnostics",
+    "Model": "tokenmix.compiler.model",
+    "build": "tokenmix.runtime.module",
+    "load": "tokenmix.compiler.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported when first used: `import tokenmix` costs nothing, and torch comes in with `build` alone.
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tokenmix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -76,14 +76,15 @@ class Op(ABC):
         signature_text: `name(tensor: kinds; hyperparameter: type = default)` in the block language.
         helpers: names from `tokenmix.blocks.kernels` that the emitted code refers to.
         is_view: the output shares the memory of the first input.
-        init: names of its weights -> default initialisation (`zeros`, `ones`, or an expression such as
-            `normal(0.02)`); families override it in their spec.
+        is_parameter: the submodule is a tensor, read and not called.
+        torch_type: class of the emitted submodule.
     """
 
     signature_text: ClassVar[str]
     helpers: ClassVar[tuple[str, ...]] = ()
     is_view: ClassVar[bool] = False
-    torch_type: ClassVar[str] = ""  # class of the emitted submodule, for `init` rules
+    is_parameter: ClassVar[bool] = False
+    torch_type: ClassVar[str] = ""
 
     @property
     def signature(self) -> Signature:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
+from tokenmix.dsl.expressions import TYPES
 
-__all__ = ["bind", "match_arguments", "takes"]
+__all__ = ["bind", "hyperparameters", "is_word", "match_arguments", "takes"]
 
 
 def takes(signature: syntax.Signature) -> str:
@@ -19,6 +21,11 @@ def takes(signature: syntax.Signature) -> str:
         for p in signature.parameters
     )
     return f"{signature.name}({inputs}{'; ' if parameters else ''}{parameters})"
+
+
+def hyperparameters(signature: syntax.Signature, call: syntax.Call) -> tuple[syntax.Argument, ...]:
+    """The arguments of a call that are hyperparameters: all of them where no tensor is taken, as in `parameter(C)`."""
+    return call.arguments if signature.inputs or call.divided else call.tensors + call.arguments
 
 
 def match_arguments(
@@ -76,6 +83,35 @@ def match_arguments(
     return matched, findings
 
 
+@lru_cache(maxsize=4096)
+def _match(signature: _Identity, call: _Identity) -> dict[str, syntax.Argument]:
+    matched, findings = match_arguments(signature.node, hyperparameters(signature.node, call.node), call.node)
+    if findings:
+        mistake = Mistake(findings[0].id, findings[0].message)
+        mistake.finding = findings[0]
+        raise mistake
+    return matched
+
+
+class _Identity:
+    """A syntax node as a key: the same node, not an equal one. Elaboration meets each call many times."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Any):
+        self.node = node
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.node is other.node
+
+
+def _matched(signature: syntax.Signature, call: syntax.Call) -> dict[str, syntax.Argument]:
+    return _match(_Identity(signature), _Identity(call))
+
+
 def bind(
     signature: syntax.Signature,
     call: syntax.Call,
@@ -83,11 +119,7 @@ def bind(
     default: Callable[[syntax.Parameter], Any],
 ) -> dict[str, Any]:
     """Parameter name -> value in the order of the signature. Raises `Mistake` with the first thing that does not match."""
-    matched, findings = match_arguments(signature, call.arguments, call)
-    if findings:
-        mistake = Mistake(findings[0].id, findings[0].message)
-        mistake.finding = findings[0]
-        raise mistake
+    matched = _matched(signature, call)
     return {
         p.name: value(p, matched[p.name].value) if p.name in matched else default(p) for p in signature.parameters
     }
@@ -95,8 +127,6 @@ def bind(
 
 def is_word(parameter: syntax.Parameter, expr: syntax.Expr, known: Any) -> bool:
     """Whether a bare name is meant as one of the words a parameter chooses from: `bias = relative`."""
-    from tokenmix.dsl.expressions import TYPES
-
     return (
         isinstance(expr, syntax.Name)
         and not expr.dim

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tokenmix.blocks.op import KINDS, Op
-from tokenmix.compiler.bind import is_word, match_arguments
+from tokenmix.compiler.bind import hyperparameters, is_word, match_arguments
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, nearest
 from tokenmix.dsl.expressions import FUNCTIONS, TYPES
@@ -281,13 +281,14 @@ class _Checker:
             self._add("TM1206", f"no dimension is called `{name.dim}`", name.span, help="C, H, W or N")
 
     def _call(self, call: syntax.Call, *, piped: bool) -> None:
-        for argument in call.tensors:
-            self._expression(argument.value)
         modules = self.definition.modules
+        target = self.library.find(call.callee)
+        if target is None or target.signature.inputs:
+            for argument in call.tensors:
+                self._expression(argument.value)
         if call.callee in modules:
             self.used.add(call.callee)
             return
-        target = self.library.find(call.callee)
         if target is None:
             if call.callee in FUNCTIONS:
                 for argument in call.arguments:
@@ -304,9 +305,10 @@ class _Checker:
             for argument in call.arguments:
                 self._expression(argument.value)
             return
-        matched, findings = match_arguments(target.signature, call.arguments, call)
+        given = hyperparameters(target.signature, call)
+        matched, findings = match_arguments(target.signature, given, call)
         self.findings += findings
-        self._count_tensors(call, target, len(call.tensors) + piped)
+        self._count_tensors(call, target, piped + (len(call.tensors) if given is call.arguments else 0))
         for parameter in target.signature.parameters:
             if parameter.name in matched:
                 self._expression(matched[parameter.name].value, parameter)

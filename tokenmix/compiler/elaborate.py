@@ -93,7 +93,8 @@ class Elaborator:
         return graph, graph.outputs
 
     def _check_inputs(self, signature: syntax.Signature, inputs: tuple[Tensor, ...], call: syntax.Call) -> None:
-        if not inputs or len(inputs) < len(signature.inputs) or len(inputs) > len(signature.inputs) and not signature.inputs[-1].many:
+        many = bool(signature.inputs) and signature.inputs[-1].many
+        if len(inputs) < len(signature.inputs) or len(inputs) > len(signature.inputs) and not many:
             raise Mistake(
                 "TM1306", f"`{call.callee}` takes {len(signature.inputs)} tensors, got {len(inputs)}", call.callee_span
             )
@@ -365,7 +366,9 @@ class _Body(Evaluator):
 
     def _apply(self, call: syntax.Call, flowing: tuple[_Value, ...]) -> Any:
         module = self.environment.get(call.callee)
-        tensors = flowing + tuple(self._tensor(self.value(a.value), a) for a in call.tensors)
+        target = self.owner.library.find(call.callee)
+        given = call.tensors if target is None or target.signature.inputs else ()
+        tensors = flowing + tuple(self._tensor(self.value(a.value), a) for a in given)
         if isinstance(module, _Module):
             return self._apply_module(call, module, tensors)
         return self._results(self._node(call, tensors, self.definition.labels[id(call)]))
@@ -417,8 +420,13 @@ class _Body(Evaluator):
                 expr.span,
                 help="tensors stand before a `;`",
             )
-        notes = self.values_of(expr)
-        return coerce(value, parameter.type, expr.span, f"`{parameter.name}` of `{target.name}`", notes)
+        if type(value) is int and parameter.type is not None and parameter.type.names == ("int",) and not parameter.type.many:
+            return value  # by far the most frequent case
+        try:
+            return coerce(value, parameter.type, expr.span, f"`{parameter.name}` of `{target.name}`")
+        except Mistake as mistake:
+            mistake.finding = replace(mistake.finding, notes=self.values_of(expr))
+            raise
 
     def _add(
         self,
@@ -491,11 +499,19 @@ def _INT(expr: syntax.Expr) -> syntax.TypeRef:
 
 def default_value(parameter: syntax.Parameter, owner: str) -> Any:
     """The value of a parameter's default, as its type wants it. Raises `Mistake`."""
-    assert parameter.default is not None
-    if is_word(parameter, parameter.default, {}):
-        return parameter.default.name  # type: ignore[union-attr]
-    value = Evaluator({}, f"the head of `{owner}`").value(parameter.default)
-    return coerce(value, parameter.type, parameter.default.span, f"`{parameter.name}` of `{owner}`")
+    key = id(parameter)
+    if key not in _DEFAULTS:
+        assert parameter.default is not None
+        if is_word(parameter, parameter.default, {}):
+            value: Any = parameter.default.name  # type: ignore[union-attr]
+        else:
+            value = Evaluator({}, f"the head of `{owner}`").value(parameter.default)
+            value = coerce(value, parameter.type, parameter.default.span, f"`{parameter.name}` of `{owner}`")
+        _DEFAULTS[key] = (parameter, value)  # keeps the parameter, so that its id stays its own
+    return _DEFAULTS[key][1]
+
+
+_DEFAULTS: dict[int, tuple[syntax.Parameter, Any]] = {}
 
 
 def _assigned(statement: syntax.Statement) -> list[str]:

@@ -16,13 +16,14 @@ from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.plan import Plan, Site, make_plan
 from tokenmix.compiler.spec import Spec, find_spec, read_spec
+from tokenmix.compiler.verify import dead_values
 from tokenmix.dsl.diagnostics import Finding, FindingsError, Mistake, Note, sort_findings
 from tokenmix.dsl.limits import MAX_NODES
 
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["Cost", "Model", "load", "parse_size"]
+__all__ = ["Cost", "Model", "assemble", "load", "parse_size"]
 
 # An input this wide or high is a mistake, and its counts would leave the range of exact 64-bit sizes.
 _MAX_SIDE = 100_000
@@ -82,8 +83,11 @@ class Model:
         findings: mistakes found at the default input size, sorted by place.
     """
 
-    def __init__(self, spec: Spec | None, plan: Plan | None, findings: list[Finding], name: str):
+    def __init__(
+        self, spec: Spec | None, plan: Plan | None, findings: list[Finding], name: str, overrides: Mapping[str, Any]
+    ):
         self.spec = spec
+        self.overrides = overrides
         self.plan = plan
         self.name = name
         self._findings = findings
@@ -95,9 +99,13 @@ class Model:
         findings = list(self._findings)
         if self.plan is not None:
             graph = self._elaborated(self.input_shape, False)
-            if not isinstance(graph, BlockGraph):
-                findings += graph
+            findings += dead_values(graph) if isinstance(graph, BlockGraph) else graph
         return tuple(sort_findings(findings))
+
+    @property
+    def is_family(self) -> bool:
+        """Whether the spec is a base whose parameters have no values yet."""
+        return self.plan is None and self.spec is not None and self.spec.is_family and not self.overrides
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -149,7 +157,7 @@ class Model:
                 finding = Finding("TM1404", f"an input has 1 to {_MAX_SIDE} pixels per side, got {height}x{width}")
                 self._graphs[key] = (finding,)
             else:
-                self._graphs[key] = _Assembly(self, self._elaborator, shape).run(dense)
+                self._graphs[key] = assemble(self.name, self.plan, self._elaborator, shape, dense)
         return self._graphs[key]
 
 
@@ -161,18 +169,20 @@ def _elaborator(library: Library) -> Elaborator:
     return _SHARED.setdefault(id(library), Elaborator(library)) if not library.own() else Elaborator(library)
 
 
-class _Assembly:
-    """Puts the placed blocks of a plan together into the graph of the whole model."""
+def assemble(
+    name: str, plan: Plan, elaborator: Elaborator, shape: tuple[int, int, int], dense: bool
+) -> BlockGraph | tuple[Finding, ...]:
+    """The graph of a whole model from its placed blocks, or what forbids it."""
+    return _Assembly(name, elaborator, shape).run(plan, dense)
 
-    def __init__(self, model: Model, elaborator: Elaborator, shape: tuple[int, int, int]):
-        self.model = model
+
+class _Assembly:
+    def __init__(self, name: str, elaborator: Elaborator, shape: tuple[int, int, int]):
         self.elaborator = elaborator
-        self.graph = BlockGraph(model.name, None, {}, (Tensor("map", shape),))
+        self.graph = BlockGraph(name, None, {}, (Tensor("map", shape),))
         self._num_ops = 0
 
-    def run(self, dense: bool) -> BlockGraph | tuple[Finding, ...]:
-        assert self.model.plan is not None
-        plan = self.model.plan
+    def run(self, plan: Plan, dense: bool) -> BlockGraph | tuple[Finding, ...]:
         self.elaborator.findings = []
         try:
             ref = Ref(-1, 0)
@@ -238,22 +248,9 @@ def load(spec: str | Path, **overrides: Any) -> Model:
     document = read_spec(path, findings) if path is not None else None
     plan = None
     if document is not None:
-        if document.is_family and not findings:
-            missing = [n for n, p in document.parameters.items() if p.default is None and n not in document.values]
-            unset = [n for n in missing if n not in overrides]
-            if unset and "with" not in document.root and "extends" not in document.root:
-                span = document.parameters[unset[0]].span
-                findings.append(
-                    Finding(
-                        "TM1205",
-                        f"`{document.name}` is a family: {', '.join(f'`{n}`' for n in unset)} must be given a value",
-                        span,
-                        help=f"extend it in a spec of its own, or give {', '.join(f'--set {n}=...' for n in unset)}",
-                    )
-                )
         if not findings:
             plan = make_plan(document, overrides, findings)
         elif not any(f.id.startswith("TM10") or f.id.startswith("TM11") for f in findings):
             make_plan(document, overrides, findings)  # for its findings: names and types can be checked all the same
     name = document.name if document else Path(str(spec)).stem
-    return Model(document, plan, list(dict.fromkeys(findings)), name)
+    return Model(document, plan, list(dict.fromkeys(findings)), name, overrides)

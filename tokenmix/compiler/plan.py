@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -119,7 +120,6 @@ class _Planner:
         self.library = library
         self.findings = findings
         self.names: dict[str, Any] = {}
-        self.used: set[str] = set()
 
     def plan(self, overrides: Mapping[str, Any]) -> Plan:
         self._parameters(overrides)
@@ -142,6 +142,7 @@ class _Planner:
 
     def _parameters(self, overrides: Mapping[str, Any]) -> None:
         given = self._overrides(overrides)
+        self._family(given)
         for name, declared in self.spec.parameters.items():
             node = given.get(name) or (self.spec.values[name][1] if name in self.spec.values else declared.default)
             self.names[name] = _UNKNOWN
@@ -177,10 +178,29 @@ class _Planner:
                 given[name] = root.items[0][1]
         return given
 
+    def _family(self, given: dict[str, YamlNode]) -> None:
+        """One finding for all parameters that a base leaves to the specs that extend it."""
+        if "extends" in self.spec.root:
+            return
+        unset = [p for p in self.spec.parameters.values() if p.default is None and p.name not in given]
+        if unset:
+            names = ", ".join(f"`{p.name}`" for p in unset)
+            self.findings.append(
+                Finding(
+                    "TM1205",
+                    f"`{self.spec.name}` leaves {names} without a value",
+                    unset[0].span,
+                    help="extend it in a spec of its own that gives them under `with`, or give "
+                    + " ".join(f"--set {p.name}=..." for p in unset),
+                )
+            )
+
     def _missing(self, declared: ParameterDecl) -> None:
         base = declared.span.source.name
         where = next((self.spec.root.key(k).span for k in ("with", "extends", "name") if k in self.spec.root), None)
         own = base == self.spec.source.name
+        if "extends" not in self.spec.root:
+            return
         self.findings.append(
             Finding(
                 "TM1205",
@@ -202,7 +222,6 @@ class _Planner:
         if words or type_ is None and node.style in ("'", '"'):
             return node.text
         expr = parse_scalar(node)
-        self.used |= names_in(expr)
         return evaluator.value(expr)
 
     def _checked(self, declared: ParameterDecl, value: Any, span: Span) -> Any:
@@ -259,7 +278,6 @@ class _Planner:
     def _bound(
         self, name: str, call: syntax.Call, names: dict[str, Any], place: tuple[int, int] | None
     ) -> Site | None:
-        self.used |= {n for a in call.tensors + call.arguments for n in names_in(a.value)}
         target = self.library.find(call.callee)
         if target is None:
             near = nearest(call.callee, self.library.names())
@@ -366,7 +384,6 @@ class _Planner:
             if variable.name in self.names:
                 raise Mistake("TM1208", f"`{variable.name}` is already a parameter", variable.span)
             evaluator = _SpecEvaluator(self.names)
-            self.used |= names_in(start) | names_in(stop)
             whole = syntax.TypeRef(loop.span, ("int",))
             first, last = (coerce(evaluator.value(e), whole, e.span, "an end of the range") for e in (start, stop))
             if last - first > MAX_LOOP:
@@ -465,8 +482,36 @@ class _Planner:
             self.findings.append(finding)
 
     def _unused(self) -> None:
+        used: set[str] = set()
+        nodes = [node for key, node in self.spec.keys.items() if key != "stages" or self.spec.stages is None]
+        nodes += list((self.spec.stages or {}).values())
+        nodes += [n for p in self.spec.parameters.values() for n in (p.default, p.length) if n is not None]
+        nodes += [node for _, node in self.spec.values.values()]
+        if not all(_collect_names(node, used) for node in nodes):
+            return  # what cannot be read may well use it
         for name, declared in self.spec.parameters.items():
-            if name not in self.used and not any(f.id in ("TM1106", "TM1203", "TM1101") for f in self.findings):
+            if name not in used:
                 self._once(
                     Finding("TM1207", f"the parameter `{name}` is never used", declared.span, help="use it or leave it out")
                 )
+
+
+def _collect_names(node: YamlNode, names: set[str]) -> bool:
+    """Names that the expressions below a node read; False if one of them cannot be parsed."""
+    if isinstance(node, YamlList):
+        return all([_collect_names(item, names) for item in node.items])
+    if isinstance(node, YamlMap):
+        return all([_collect_names(value, names) for _, value in node.items])
+    if not isinstance(node.value, str):
+        return True
+    try:
+        if re.match(r"\s*\w+\s+in\s", node.text):
+            _, start, stop = parse_loop(node.source)
+            names |= names_in(start) | names_in(stop)
+        else:
+            expr = parse_scalar(node)
+            calls = [expr] if isinstance(expr, syntax.Call) else []
+            names |= names_in(expr).union(*(names_in(a.value) for c in calls for a in c.tensors + c.arguments))
+    except Mistake:
+        return node.style in ("'", '"')
+    return True

@@ -21,7 +21,7 @@ from tokenmix.dsl.parser import RESERVED, parse_expression
 from tokenmix.dsl.source import Source, Span
 from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
 
-__all__ = ["SPEC_KEYS", "Exact", "ParameterDecl", "Published", "Spec", "find_spec", "read_spec", "shipped_specs"]
+__all__ = ["SPEC_KEYS", "Exact", "ParameterDecl", "Published", "Spec", "find_spec", "printed_number", "read_spec", "shipped_specs"]
 
 # Every key of a spec, in the order in which `tokenmix fmt` prints them.
 SPEC_KEYS: dict[str, str] = {
@@ -186,10 +186,10 @@ def _chain(path: Path, findings: list[Finding]) -> list[tuple[Source, YamlMap]] 
             findings.append(Finding("TM1209", f"specs extend each other in a circle: {circle}", link))
             return None
         seen[path.resolve()] = link
-        source = read_text(path, findings)
-        root = read_yaml(source, findings) if source else None
-        if source is None or root is None:
+        read = _document(path, findings)
+        if read is None:
             return None
+        source, root = read
         if not isinstance(root, YamlMap):
             findings.append(
                 Finding("TM1101", "a spec is a map of keys and values", root.span, help="it begins with `tokenmix: 1`")
@@ -206,6 +206,28 @@ def _chain(path: Path, findings: list[Finding]) -> list[tuple[Source, YamlMap]] 
         if found is None:
             return None
         path, link = found, base.span
+
+
+# Documents without findings, by path, time and size: many variants extend one family.
+_DOCUMENTS: dict[tuple[Path, int, int], tuple[Source, YamlNode]] = {}
+
+
+def _document(path: Path, findings: list[Finding]) -> tuple[Source, YamlNode] | None:
+    try:
+        status = path.stat()
+        key = (path, status.st_mtime_ns, status.st_size)
+    except OSError:
+        key = (path, 0, 0)
+    if key not in _DOCUMENTS:
+        before = len(findings)
+        source = read_text(path, findings)
+        root = read_yaml(source, findings) if source else None
+        if source is None or root is None:
+            return None
+        if len(findings) > before:
+            return source, root
+        _DOCUMENTS[key] = (source, root)
+    return _DOCUMENTS[key]
 
 
 def _find_base(name: YamlScalar, source: Source, findings: list[Finding]) -> Path | None:
@@ -498,7 +520,7 @@ class _Reader:
             text = self._text(value, key.text)
             if text is None:
                 continue
-            if key.text in ("params", "flops") and _printed_number(text) is None:
+            if key.text in ("params", "flops") and printed_number(text) is None:
                 self._add("TM1301", f"`{key.text}` is a figure as printed, such as 35M or 3.6G, got {text}", value.span)
                 continue
             printed[key.text] = text
@@ -532,7 +554,7 @@ def _flag(node: YamlNode | None) -> bool:
     return isinstance(node, YamlScalar) and node.value is True
 
 
-def _printed_number(text: str) -> tuple[str, int] | None:
+def printed_number(text: str) -> tuple[str, int] | None:
     """Digits and power of ten of a printed figure: `3.6G` is ("3.6", 9)."""
     powers = {"K": 3, "M": 6, "G": 9, "T": 12}
     digits, unit = (text[:-1], text[-1]) if text and text[-1] in powers else (text, "")
@@ -543,7 +565,12 @@ def _printed_number(text: str) -> tuple[str, int] | None:
 
 
 def parse_scalar(node: YamlScalar) -> syntax.Expr:
-    """A scalar of a spec as an expression. Raises `Mistake`."""
+    """A scalar of a spec as an expression; the same scalar is parsed once. Raises `Mistake`."""
     if node.value is None:
         raise Mistake("TM1202", "a value is missing here", node.span)
-    return parse_expression(node.source)
+    if id(node) not in _EXPRESSIONS:
+        _EXPRESSIONS[id(node)] = (node, parse_expression(node.source))
+    return _EXPRESSIONS[id(node)][1]
+
+
+_EXPRESSIONS: dict[int, tuple[YamlScalar, syntax.Expr]] = {}

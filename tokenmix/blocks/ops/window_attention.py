@@ -46,7 +46,7 @@ class WindowAttention(Op):
         return Tally(macs_attention=2 * q.N * window**2 * q.C, softmax=scores)
 
     def module(self, q, k, v, *, heads, window, bias):
-        return construct("WindowAttention", heads, window, relative_bias=bias == "relative")
+        return construct("WindowAttention", heads, window, relative_bias=(bias == "relative", True))
 
 
 op = WindowAttention()

@@ -1,0 +1,5 @@
+import sys
+
+from tokenmix.cli import main
+
+sys.exit(main())

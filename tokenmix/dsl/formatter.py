@@ -1,0 +1,624 @@
+"""Canonical text of block files and expressions, and the layout of lines and comments that specs share.
+
+The tree says what is printed, so two texts that mean the same look the same. Comments are no part of the tree: they are
+found in the text and put back at the line, or the stage of a pipe, they were written at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tokenmix.dsl import syntax
+from tokenmix.dsl.diagnostics import FindingsError
+from tokenmix.dsl.parser import parse_blocks
+from tokenmix.dsl.source import Source
+
+__all__ = [
+    "LINE_WIDTH",
+    "Comment",
+    "Group",
+    "Line",
+    "Piece",
+    "arrange",
+    "attach",
+    "comment_at",
+    "format_blocks",
+    "format_expression",
+    "format_loop",
+    "format_text",
+    "joined",
+]
+
+LINE_WIDTH = 120  # columns, without a comment behind the code
+_INDENT = 4
+
+
+def format_text(source: Source, key_order: Sequence[str]) -> str:
+    """Canonical text of a block file or a spec, told apart by the ending of the source's name.
+
+    Args:
+        source: the file; a name ending in `.mix` is a block file, every other one a spec.
+        key_order: top-level keys of a spec in the order in which they are printed.
+
+    Raises:
+        FindingsError: if the text cannot be parsed.
+    """
+    if Path(source.name).suffix == ".mix":
+        return format_blocks(source)
+    from tokenmix.dsl.spec_formatter import format_spec  # builds on this module
+
+    return format_spec(source, key_order)
+
+
+def format_expression(expr: syntax.Expr, *, equals: str = " = ") -> str:
+    """An expression in one line, with the brackets its tree needs and no others.
+
+    Numbers and texts stay as they were written. `**` stands close between plain names and numbers.
+
+    Args:
+        expr: the tree; every literal without text holds a value that the language can write.
+        equals: what joins a keyword and its value; specs write `name=value`.
+
+    Example:
+        >>> from tokenmix.dsl.parser import parse_expression
+        >>> format_expression(parse_expression(Source("", "((a-(b-c))) |>f(  )")))
+        'a - (b - c) |> f'
+    """
+    writer = _Writer(equals)
+    writer.expression(expr)
+    return " ".join(piece.text for piece in writer.pieces)
+
+
+def format_loop(loop: tuple[syntax.Name, syntax.Expr, syntax.Expr], *, equals: str = " = ") -> str:
+    """The range of a loop as `parse_loop` reads it: `i in 0..4`."""
+    writer = _Writer(equals)
+    writer.loop(*loop)
+    return " ".join(piece.text for piece in writer.pieces)
+
+
+def format_blocks(source: Source, width: int = LINE_WIDTH) -> str:
+    """Canonical text of a block file.
+
+    Bodies are indented by 4 blanks, one empty line separates blocks, at most one separates statements. A line that is too
+    long goes on in front of a `|>`, or behind a comma in brackets where there is no pipe; a pipe that fits is joined.
+
+    Comments keep their order. One on a line of its own goes with the statement below it; one behind code stays there, and
+    the pipe is broken behind it if it must. Comments in the middle of brackets move in front of the statement or stage;
+    those in the middle of a head (`block`, `if`, ...) move below it, since a doc comment stands right above.
+
+    Args:
+        source: the file, or the `definitions` of a spec.
+        width: longest line, columns.
+
+    Raises:
+        FindingsError: if the text cannot be parsed.
+    """
+    plain = Source(source.name, source.text)  # the tree's positions are then positions in this text
+    blocks, findings = parse_blocks(plain)
+    if findings:
+        spans = [source.span(f.span.start, f.span.end) if f.span else None for f in findings]
+        raise FindingsError(replace(f, span=span) for f, span in zip(findings, spans, strict=True))
+    comments, code = _scan(plain.text)
+    flattener = _Flattener(code)
+    for block in blocks:
+        flattener.block(block)
+    tail = attach(flattener.lines, comments, plain.text, code)
+    for line, block in zip((line for line in flattener.lines if not line.indent), blocks, strict=True):
+        _part_from_docs(line, len(block.doc))
+    groups = arrange(flattener.lines, tail, width)
+    for group in groups[1:]:
+        group.part()
+    return joined(groups)
+
+
+# Layout: lines of code with the comments that belong to them
+
+
+@dataclass
+class Comment:
+    """A comment of the source.
+
+    Args:
+        start: offset of its `#`.
+        text: from `#` to the last visible character.
+        column: where it begins in its line, from 0.
+        own_line: whether nothing stands in front of it.
+        blank: whether an empty line stands above it; later, whether one is printed.
+        indent: column at which it is printed.
+    """
+
+    start: int
+    text: str
+    column: int
+    own_line: bool
+    blank: bool
+    indent: int = 0
+
+
+@dataclass
+class Piece:
+    """A part of a line in front of which the line may be broken; unbroken, a blank stands there.
+
+    Args:
+        text: the code.
+        rank: breaks of the lowest rank are tried first.
+        start: offset in the source of a stage that may carry comments of its own, else -1.
+        above: comments on lines of their own in front of it.
+        trailing: the comment behind it.
+    """
+
+    text: str = ""
+    rank: int = 0
+    start: int = -1
+    above: list[Comment] = field(default_factory=list)
+    trailing: Comment | None = None
+
+
+@dataclass
+class Line:
+    """A line of code before it is broken.
+
+    Args:
+        indent: column at which it is printed.
+        pieces: its parts, at least one.
+        start: offset of its first character in the source.
+        name: what a line without indentation defines.
+        head: whether it opens a suite of statements.
+        body: rows printed below it as they are (a literal text of YAML).
+        above: comments on lines of their own in front of it.
+        blank: whether an empty line stands above it in the source; later, whether one is printed.
+    """
+
+    indent: int
+    pieces: list[Piece]
+    start: int
+    name: str = ""
+    head: bool = False
+    body: tuple[str, ...] = ()
+    above: list[Comment] = field(default_factory=list)
+    blank: bool = False
+
+
+@dataclass
+class Group:
+    """A line without indentation with all that belongs to it: its comments, its suite. `line` is None at the end.
+
+    `entries` are rows, each with whether an empty line goes in front of them.
+    """
+
+    line: Line | None
+    entries: list[tuple[bool, list[str]]] = field(default_factory=list)
+
+    def part(self) -> None:
+        """Put an empty line in front."""
+        if self.entries:
+            self.entries[0] = (True, self.entries[0][1])
+
+
+def comment_at(text: str, start: int, end: int) -> Comment:
+    """The comment between two offsets of a text."""
+    before = text[text.rfind("\n", 0, start) + 1 : start]
+    column = len(before.expandtabs(_INDENT))
+    return Comment(start, text[start:end].rstrip(), column, not before.strip(), _blank_above(text, start))
+
+
+def attach(lines: list[Line], comments: list[Comment], text: str, code: str) -> list[Comment]:
+    """Give every comment to a line, in order, and return those behind the last line.
+
+    Args:
+        lines: all lines in the order of the source.
+        comments: all comments in that order.
+        text: the source.
+        code: the source with blanks in place of comments.
+    """
+    stops = [(line, piece) for line in lines for piece in line.pieces if piece is line.pieces[0] or piece.start >= 0]
+    starts = [line.start if piece is line.pieces[0] else piece.start for line, piece in stops] + [len(text)]
+    late = [c for c in comments if c.start < starts[0]]
+    levels: list[tuple[int, int]] = []  # printed and written column of every suite that is open
+    for (line, piece), following, start, end in zip(stops, [*stops[1:], None], starts, starts[1:], strict=False):
+        if piece is line.pieces[0]:
+            column = comment_at(text, start, start).column
+            line.above = _settled(late, levels, line.indent, column)
+            line.blank = _blank_above(text, start)
+            opened = bool(levels) and levels[-1][0] < line.indent
+            levels = [*(level for level in levels if level[0] < line.indent), (line.indent, column)]
+        else:
+            piece.above = late
+            opened = False
+        stretch = code[start:end].rstrip()
+        if following and following[0] is line:
+            stretch = stretch.removesuffix("|>").rstrip()
+        inside, late = _shared_out([c for c in comments if start <= c.start < end], start + len(stretch), text)
+        if inside and not inside[-1].own_line:
+            piece.trailing = inside.pop()
+        if inside and line.head:
+            late = [*inside, *([piece.trailing] if piece.trailing else []), *late]
+            piece.trailing = None
+        elif inside and piece is line.pieces[0]:
+            inside[0].blank, line.blank = line.blank, False
+            for comment in inside:
+                comment.indent = line.indent
+            line.above += inside
+        else:
+            piece.above += inside
+        if opened and line.above:
+            line.above[0].blank = False
+        elif opened:
+            line.blank = False
+    return _settled(late, levels, 0, 0)
+
+
+def _shared_out(comments: list[Comment], end: int, text: str) -> tuple[list[Comment], list[Comment]]:
+    """Comments in or right behind a stretch of code that ends at `end`, and those on later lines."""
+    inside = [c for c in comments if c.start < end]
+    late = comments[len(inside) :]
+    if late and "\n" not in text[end : late[0].start]:
+        inside.append(late.pop(0))
+    for comment in inside[:-1]:
+        comment.blank = False
+    return inside, late
+
+
+def _settled(comments: list[Comment], levels: list[tuple[int, int]], indent: int, column: int) -> list[Comment]:
+    """Set the columns of comments in front of a line: that line's, or that of a suite which ends here."""
+    deepest = max((level for level, _ in levels), default=indent)
+    for comment in comments:
+        open_levels = [p for p, written in levels if indent < p <= deepest and column < comment.column >= written]
+        comment.indent = deepest = max(open_levels, default=indent)
+    return comments
+
+
+def arrange(lines: list[Line], tail: list[Comment], width: int = LINE_WIDTH) -> list[Group]:
+    """Rows of all lines and their comments, one group per line without indentation."""
+    groups: list[Group] = []
+
+    def add(comments: Iterable[Comment]) -> None:
+        groups[-1].entries += [(c.blank, [" " * c.indent + c.text]) for c in comments]
+
+    for line in lines:
+        if line.indent == 0:
+            if groups:
+                add(c for c in line.above if c.indent)
+            groups.append(Group(line))
+            add(c for c in line.above if not c.indent)
+        else:
+            add(line.above)
+        groups[-1].entries.append((line.blank, _rows(line, width)))
+    if groups:
+        add(c for c in tail if c.indent)
+    groups.append(Group(None))
+    add(c for c in tail if not c.indent)
+    return groups
+
+
+def joined(groups: Iterable[Group]) -> str:
+    """The text of groups, with at most one empty line between rows."""
+    rows: list[str] = []
+    for group in groups:
+        for blank, texts in group.entries:
+            if blank and rows and rows[-1]:
+                rows.append("")
+            rows += texts
+    return "".join(row + "\n" for row in rows)
+
+
+def _rows(line: Line, width: int) -> list[str]:
+    # Below a head, what goes on would read like the suite if it were not indented further.
+    hanging = line.indent + (2 * _INDENT if line.head else _INDENT)
+    chunks: list[list[Piece]] = [[]]
+    for piece in line.pieces:
+        if chunks[-1] and (piece.above or chunks[-1][-1].trailing):
+            chunks.append([])
+        chunks[-1].append(piece)
+    rows: list[str] = []
+    for i, chunk in enumerate(chunks):
+        indent = hanging if i else line.indent
+        rows += [" " * hanging + comment.text for comment in chunk[0].above]
+        first, *others = _filled(chunk, width - indent, width - hanging)
+        rows += [" " * indent + first, *(" " * hanging + other for other in others)]
+        comment = chunk[-1].trailing
+        if comment:
+            rows[-1] += "  " + comment.text
+    return [*rows, *line.body]
+
+
+def _filled(pieces: list[Piece], room: int, rest: int) -> list[str]:
+    """Pieces in lines: `room` columns in the first one, `rest` in the others."""
+    flat = " ".join(p.text for p in pieces)
+    if len(flat) <= room or len(pieces) == 1:
+        return [flat]
+    rank = min(p.rank for p in pieces[1:])
+    cuts = [i for i, p in enumerate(pieces) if i and p.rank == rank]
+    first, *units = (pieces[a:b] for a, b in zip([0, *cuts], [*cuts, len(pieces)], strict=True))
+    lines = _filled(first, room, rest)
+    for unit in units:
+        longer = lines[-1] + " " + " ".join(p.text for p in unit)
+        if len(longer) <= (rest if len(lines) > 1 else room):
+            lines[-1] = longer
+        else:
+            lines += _filled(unit, rest, rest)
+    return lines
+
+
+def _blank_above(text: str, start: int) -> bool:
+    line = text.rfind("\n", 0, start) + 1
+    return line > 0 and not text[text.rfind("\n", 0, line - 1) + 1 : line].strip()
+
+
+def _scan(text: str) -> tuple[list[Comment], str]:
+    """The comments of a block file, and the file with blanks for comments and quotes for texts."""
+    comments: list[Comment] = []
+
+    def masked(match: re.Match[str]) -> str:
+        if match.group().startswith("#"):
+            comments.append(comment_at(text, match.start(), match.end()))
+            return " " * len(match.group())
+        return '"' * len(match.group())
+
+    return comments, re.sub(r'"[^"\n]*"|#[^\n]*', masked, text)
+
+
+def _part_from_docs(line: Line, docs: int) -> None:
+    """Keep comments that are no doc comment of a block from becoming one by standing right above it."""
+    run: list[Comment | Line] = [line]
+    while len(run) <= len(line.above) and not run[0].blank and line.above[-len(run)].text.startswith("##"):
+        run.insert(0, line.above[-len(run)])
+    if len(run) - 1 > docs:
+        run[-1 - docs].blank = True
+
+
+# From tree to pieces
+
+_POWER, _ATOM, _SIGN, _NUMBER = 9, 10, 8, 1
+# How tightly an operator binds, and how tightly its operands must bind to stand without brackets; see mix.lark.
+_BINDING: dict[str, tuple[int, int, int]] = {
+    "or": (2, 2, 3),
+    "and": (3, 3, 4),
+    **dict.fromkeys(("==", "!=", "<=", ">=", "<", ">"), (5, 6, 6)),
+    **dict.fromkeys("+-", (6, 6, 7)),
+    **dict.fromkeys(("*", "/", "//", "%"), (7, 7, _SIGN)),
+    "**": (_POWER, _ATOM, _SIGN),
+}
+_NOT = 4
+_COMMA = 100  # rank of a break behind a comma: after those in front of all pipes
+
+
+def _binding(expr: syntax.Expr) -> int:
+    if isinstance(expr, syntax.Pipe) or isinstance(expr, syntax.Call) and expr.label:
+        return 0
+    if isinstance(expr, syntax.Conditional):
+        return _NUMBER
+    if isinstance(expr, syntax.Binary):
+        return _BINDING[expr.op][0]
+    if isinstance(expr, syntax.Unary):
+        return _NOT if expr.op == "not" else _SIGN
+    return _ATOM
+
+
+class _Writer:
+    """Prints nodes as pieces of one line."""
+
+    def __init__(self, equals: str = " = "):
+        self.pieces = [Piece()]
+        self._equals = equals
+        self._depth = 0
+
+    def text(self, text: str) -> None:
+        self.pieces[-1].text += text
+
+    def expression(self, expr: syntax.Expr, binding: int = 0) -> None:
+        """Print an expression, in brackets if it binds less tightly than its place asks for."""
+        if _binding(expr) >= binding:
+            return self._expression(expr)
+        self._open("(")
+        self._expression(expr)
+        self._close(")")
+
+    def call(self, call: syntax.Call, *, piped: bool = False, declared: bool = False) -> None:
+        """Print a call: a stage of a pipe, the call of a `module` declaration, or a plain one."""
+        if call.label:
+            self.text(f"{call.label}: ")
+        self.text(call.callee)
+        # Where no semicolon stands, the parser tells tensors from hyperparameters by the place of the call.
+        fixed_only = piped or declared
+        divided = call.divided or (
+            bool(call.tensors)
+            if fixed_only
+            else any(a.name for a in call.tensors) or any(not a.name for a in call.arguments)
+        )
+        if piped and not (divided or call.arguments):
+            return
+        self._open("(")
+        if divided:
+            self._row(self._argument, call.tensors)
+            self._sign(";") if call.arguments else self.text(";")
+            self._row(self._argument, call.arguments)
+        else:
+            self._row(self._argument, call.tensors + call.arguments)
+        self._close(")")
+
+    def signature(self, signature: syntax.Signature) -> None:
+        self.text(signature.name)
+        self._open("(")
+        self._row(self._input, signature.inputs)
+        if signature.parameters:
+            self._sign(";")
+            self._row(self._parameter, signature.parameters)
+        self._close(")")
+
+    def loop(self, variable: syntax.Name, start: syntax.Expr, stop: syntax.Expr) -> None:
+        self.text(f"{variable.name} in ")
+        self.expression(start, _NUMBER)
+        self.text("..")
+        self.expression(stop, _NUMBER)
+
+    def row(self, values: Iterable[syntax.Expr]) -> None:
+        self._row(self.expression, values)
+
+    def _open(self, bracket: str) -> None:
+        self.text(bracket)
+        self._depth += 1
+
+    def _close(self, bracket: str) -> None:
+        self.text(bracket)
+        self._depth -= 1
+
+    def _sign(self, sign: str) -> None:
+        """A comma or semicolon; within brackets the line may be broken behind it."""
+        self.text(sign)
+        if self._depth:
+            self.pieces.append(Piece(rank=_COMMA + self._depth))
+        else:
+            self.text(" ")
+
+    def _row(self, write, nodes: Iterable[syntax.Node]) -> None:
+        for i, node in enumerate(nodes):
+            if i:
+                self._sign(",")
+            write(node)
+
+    def _expression(self, expr: syntax.Expr) -> None:
+        if isinstance(expr, syntax.Literal):
+            self.text(expr.text or _written(expr.value))
+        elif isinstance(expr, syntax.Name):
+            self.text(f"{expr.name}.{expr.dim}" if expr.dim else expr.name)
+        elif isinstance(expr, syntax.ListOf):
+            self._open("[")
+            self._row(lambda item: self.expression(item, _NUMBER), expr.items)
+            self._close("]")
+        elif isinstance(expr, syntax.Unary):
+            self.text("not " if expr.op == "not" else expr.op)
+            self.expression(expr.operand, _binding(expr))
+        elif isinstance(expr, syntax.Binary):
+            _, left, right = _BINDING[expr.op]
+            self.expression(expr.left, left)
+            close = expr.op == "**" and _is_plain(expr.left) and _is_plain(expr.right)
+            self.text(expr.op if close else f" {expr.op} ")
+            self.expression(expr.right, right)
+        elif isinstance(expr, syntax.Conditional):
+            self.expression(expr.then, _NUMBER + 1)
+            self.text(" if ")
+            self.expression(expr.condition, _NUMBER + 1)
+            self.text(" else ")
+            self.expression(expr.otherwise, _NUMBER)
+        elif isinstance(expr, syntax.Index):
+            self.expression(expr.base, _ATOM)
+            self._open("[")
+            self.expression(expr.index, _NUMBER)
+            self._close("]")
+        elif isinstance(expr, syntax.Call):
+            self.call(expr)
+        else:
+            self._pipe(expr)
+
+    def _pipe(self, pipe: syntax.Pipe) -> None:
+        self.expression(pipe.source, 0 if isinstance(pipe.source, syntax.Call) else _NUMBER)
+        for call in pipe.calls:
+            start = -1 if self._depth else call.span.start
+            self.pieces.append(Piece("|> ", rank=self._depth, start=start))
+            self.call(call, piped=True)
+
+    def _argument(self, argument: syntax.Argument) -> None:
+        if argument.name:
+            self.text(argument.name + self._equals)
+        self.expression(argument.value)
+
+    def _input(self, item: syntax.Input) -> None:
+        kinds = f": {' | '.join(item.kinds)}" if item.kinds else ""
+        self.text(item.name + ("..." if item.many else "") + kinds)
+
+    def _parameter(self, parameter: syntax.Parameter) -> None:
+        self.text(parameter.name + (f": {parameter.type}" if parameter.type else ""))
+        if parameter.default is not None:
+            self.text(" = ")
+            self.expression(parameter.default)
+
+
+def _is_plain(expr: syntax.Expr) -> bool:
+    return isinstance(expr, syntax.Name) or isinstance(expr, syntax.Literal) and not isinstance(expr.value, str)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+class _Flattener:
+    """Turns blocks into lines. `code` is the source without comments."""
+
+    def __init__(self, code: str):
+        self.lines: list[Line] = []
+        self._code = code
+
+    def block(self, block: syntax.Block) -> None:
+        with_name = self._head(block.span.start, 0)
+        with_name.text("block ")
+        with_name.signature(block.signature)
+        with_name.text(":")
+        self.lines[-1].name = block.name
+        self._suite(block.body, 1)
+
+    def _line(self, start: int, level: int) -> _Writer:
+        writer = _Writer()
+        self.lines.append(Line(level * _INDENT, writer.pieces, start))
+        return writer
+
+    def _head(self, start: int, level: int) -> _Writer:
+        writer = self._line(start, level)
+        self.lines[-1].head = True
+        return writer
+
+    def _suite(self, body: Iterable[syntax.Statement], level: int) -> None:
+        for statement in body:
+            start = statement.span.start
+            if isinstance(statement, syntax.For):
+                writer = self._head(start, level)
+                writer.text("for ")
+                writer.loop(statement.variable, statement.start, statement.stop)
+                writer.text(":")
+                self._suite(statement.body, level + 1)
+            elif isinstance(statement, syntax.If):
+                self._if(statement, level, "if")
+            else:
+                self._simple(statement, self._line(start, level))
+
+    def _simple(self, statement: syntax.Statement, writer: _Writer) -> None:
+        if isinstance(statement, syntax.Assign):
+            writer.text(", ".join(t.name for t in statement.targets) + " = ")
+            writer.expression(statement.value)
+        elif isinstance(statement, syntax.ModuleDecl):
+            writer.text(f"module {statement.name.name} = ")
+            writer.call(statement.call, declared=True)
+        elif isinstance(statement, syntax.Require):
+            writer.text("require ")
+            writer.expression(statement.condition, _NUMBER)
+            writer.text(f', "{statement.message}"' if statement.message else "")
+        elif isinstance(statement, syntax.Return):
+            writer.text("return ")
+            writer.row(statement.values)
+        else:
+            raise TypeError(f"no statement: {statement}")
+
+    def _if(self, statement: syntax.If, level: int, word: str) -> None:
+        writer = self._head(statement.span.start, level)
+        writer.text(f"{word} ")
+        writer.expression(statement.condition, _NUMBER)
+        writer.text(":")
+        self._suite(statement.then, level + 1)
+        if not statement.otherwise:
+            return
+        first = statement.otherwise[0]
+        if isinstance(first, syntax.If) and self._code.startswith("elif", first.span.start):
+            return self._if(first, level, "elif")
+        # `else` has no node. Only comments stand between it and its suite, so it is the last one in front of that.
+        *_, word_else = self._elses(self.lines[-1].start, first.span.start)
+        self._head(word_else, level).text("else:")
+        self._suite(statement.otherwise, level + 1)
+
+    def _elses(self, start: int, end: int) -> Iterator[int]:
+        for match in re.compile(r"^[ \t]*(else)[ \t]*:", re.M).finditer(self._code, start, end):
+            yield match.start(1)

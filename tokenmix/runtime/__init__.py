@@ -1,0 +1,1 @@
+"""What needs torch: emitted modules built, audited and run on images."""

@@ -1,0 +1,147 @@
+"""Importing an emitted source and building its module."""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import importlib.util
+import sys
+from importlib.abc import InspectLoader
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tokenmix.compiler.model import Model, load
+from tokenmix.dsl.diagnostics import FindingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+__all__ = ["MissingTorch", "build", "import_source", "require_torch"]
+
+# Where imported sources live in `sys.modules`: below a name no file has.
+_PACKAGE = "tokenmix_emitted"
+
+
+class MissingTorch(ImportError):
+    """torch (or another package of the extra) is not installed."""
+
+
+def require_torch(*packages: str) -> None:
+    """Raise `MissingTorch` with the remedy if torch or one of `packages` cannot be found. Imports nothing."""
+    for name in ("torch", *packages):
+        if importlib.util.find_spec(name) is None:
+            extra = "audit" if name == "fvcore" else "torch"
+            raise MissingTorch(f"this needs {name}, which is not installed: pip install 'tokenmix[{extra}]'")
+
+
+class _Loader(InspectLoader):
+    """Serves an emitted source to the import system, so that tracebacks and `inspect` show its lines."""
+
+    def __init__(self, source: str, filename: str):
+        self._source = source
+        self._filename = filename
+
+    def get_source(self, fullname: str) -> str:
+        return self._source
+
+    def get_filename(self, fullname: str) -> str:
+        return self._filename
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self._source, self._filename)
+
+
+def import_source(source: str, name: str) -> ModuleType:
+    """The emitted source as a module; equal sources are imported once."""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    fullname = f"{_PACKAGE}.{name}_{digest}"
+    if fullname in sys.modules:
+        return sys.modules[fullname]
+    if _PACKAGE not in sys.modules:
+        package = ModuleType(_PACKAGE)
+        package.__path__ = []
+        sys.modules[_PACKAGE] = package
+    loader = _Loader(source, f"<tokenmix {name} {digest}>")
+    spec = importlib.util.spec_from_loader(fullname, loader, origin=loader.get_filename(fullname))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = loader.get_filename(fullname)
+    sys.modules[fullname] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[fullname]
+        raise
+    _make_picklable(module, source, name)
+    return module
+
+
+def _make_picklable(module: ModuleType, source: str, name: str) -> None:
+    """Pickles of emitted modules carry the source, so that a process that never built the model can load them."""
+    from torch import nn
+
+    def reduce(instance: nn.Module) -> tuple:
+        return _restore, (source, name, type(instance).__name__), instance.__dict__
+
+    for value in list(vars(module).values()):
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__:
+            copyreg.pickle(value, reduce)  # type: ignore[arg-type]
+
+
+def _restore(source: str, name: str, class_name: str) -> nn.Module:
+    cls = getattr(import_source(source, name), class_name)
+    return cls.__new__(cls)
+
+
+def build(
+    spec: str | Path | Model,
+    *,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Compile a spec and build its module, freshly initialised, in training mode like any torch module.
+
+    Args:
+        spec: a path, the name of a shipped spec, or a loaded model.
+        num_classes: width of the classifier; 0 gives the pooled features. Default: as the spec says.
+        features_only: return the four normed stage maps, (B, C, H, W) at strides 4 to 32, instead of scores.
+        overrides: values for parameters of the spec.
+
+    Raises:
+        FindingsError: if the spec has findings.
+        MissingTorch: if torch is not installed.
+
+    Example:
+        >>> build("mixformer_b1", num_classes=10).head.classifier
+        Linear(in_features=1280, out_features=10, bias=True)
+    """
+    require_torch()
+    if isinstance(spec, Model):
+        if overrides:
+            raise TypeError("give overrides to load() where a loaded model is built")
+        model = spec
+    else:
+        model = load(spec, **overrides)
+    if model.findings:
+        raise FindingsError(model.findings)
+    module = import_source(model.source(), model.name)
+    cls = getattr(module, class_name(model))
+    arguments: dict[str, Any] = {}
+    assert model.plan is not None
+    if num_classes is not None:
+        if "classes" not in model.plan.parameters:
+            raise ValueError(f"{model.name} has no parameter `classes` for num_classes to set")
+        arguments["num_classes"] = num_classes
+    if features_only:
+        if not model.plan.norms:
+            raise ValueError(f"{model.name} does not say under `features` what a dense backbone puts on its maps")
+        arguments["features_only"] = True
+    return cls(**arguments)
+
+
+def class_name(model: Model) -> str:
+    """Name of the emitted class of a model."""
+    return "".join(part.capitalize() for part in model.name.split("_"))
