@@ -7,7 +7,8 @@ found in the text and put back at the line, or the stage of a pipe, they were wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,12 +83,13 @@ def format_loop(loop: tuple[syntax.Name, syntax.Expr, syntax.Expr], *, equals: s
 def format_blocks(source: Source, width: int = LINE_WIDTH) -> str:
     """Canonical text of a block file.
 
-    Bodies are indented by 4 blanks, one empty line separates blocks, at most one separates statements. A line that is too
-    long goes on in front of a `|>`, or behind a comma in brackets where there is no pipe; a pipe that fits is joined.
+    Bodies are indented by 4 blanks, one empty line separates blocks, at most one separates statements. A line that is
+    too long goes on in front of a `|>`, or behind a comma in brackets where that is not enough; a pipe that fits is
+    joined.
 
-    Comments keep their order. One on a line of its own goes with the statement below it; one behind code stays there, and
-    the pipe is broken behind it if it must. Comments in the middle of brackets move in front of the statement or stage;
-    those in the middle of a head (`block`, `if`, ...) move below it, since a doc comment stands right above.
+    Comments keep their order. One on a line of its own goes with the statement below it; one behind code stays there,
+    and the pipe is broken behind it if it must. Comments in the middle of brackets move in front of the statement or
+    stage; those in the middle of a head (`block`, `if`, ...) move below it, since a doc comment stands right above.
 
     Args:
         source: the file, or the `definitions` of a spec.
@@ -216,9 +218,11 @@ def attach(lines: list[Line], comments: list[Comment], text: str, code: str) -> 
     """
     stops = [(line, piece) for line in lines for piece in line.pieces if piece is line.pieces[0] or piece.start >= 0]
     starts = [line.start if piece is line.pieces[0] else piece.start for line, piece in stops] + [len(text)]
-    late = [c for c in comments if c.start < starts[0]]
+    numbers = [bisect_left(comments, start, key=lambda c: c.start) for start in starts]
+    late = comments[: numbers[0]]
     levels: list[tuple[int, int]] = []  # printed and written column of every suite that is open
-    for (line, piece), following, start, end in zip(stops, [*stops[1:], None], starts, starts[1:], strict=False):
+    for i, (line, piece) in enumerate(stops):
+        start, end = starts[i], starts[i + 1]
         if piece is line.pieces[0]:
             column = comment_at(text, start, start).column
             line.above = _settled(late, levels, line.indent, column)
@@ -229,9 +233,9 @@ def attach(lines: list[Line], comments: list[Comment], text: str, code: str) -> 
             piece.above = late
             opened = False
         stretch = code[start:end].rstrip()
-        if following and following[0] is line:
+        if i + 1 < len(stops) and stops[i + 1][0] is line:
             stretch = stretch.removesuffix("|>").rstrip()
-        inside, late = _shared_out([c for c in comments if start <= c.start < end], start + len(stretch), text)
+        inside, late = _shared_out(comments[numbers[i] : numbers[i + 1]], start + len(stretch), text)
         if inside and not inside[-1].own_line:
             piece.trailing = inside.pop()
         if inside and line.head:
@@ -257,7 +261,7 @@ def _shared_out(comments: list[Comment], end: int, text: str) -> tuple[list[Comm
     late = comments[len(inside) :]
     if late and "\n" not in text[end : late[0].start]:
         inside.append(late.pop(0))
-    for comment in inside[:-1]:
+    for comment in inside:
         comment.blank = False
     return inside, late
 
@@ -387,7 +391,7 @@ _COMMA = 100  # rank of a break behind a comma: after those in front of all pipe
 
 
 def _binding(expr: syntax.Expr) -> int:
-    if isinstance(expr, syntax.Pipe) or isinstance(expr, syntax.Call) and expr.label:
+    if isinstance(expr, syntax.Pipe) or (isinstance(expr, syntax.Call) and expr.label):
         return 0
     if isinstance(expr, syntax.Conditional):
         return _NUMBER
@@ -538,13 +542,16 @@ class _Writer:
 
 
 def _is_plain(expr: syntax.Expr) -> bool:
-    return isinstance(expr, syntax.Name) or isinstance(expr, syntax.Literal) and not isinstance(expr.value, str)
+    return isinstance(expr, syntax.Name) or (isinstance(expr, syntax.Literal) and not isinstance(expr.value, str))
 
 
 def _written(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+_ELSE = re.compile(r"^[ \t]*(else)[ \t]*:", re.M)
 
 
 class _Flattener:
@@ -555,10 +562,10 @@ class _Flattener:
         self._code = code
 
     def block(self, block: syntax.Block) -> None:
-        with_name = self._head(block.span.start, 0)
-        with_name.text("block ")
-        with_name.signature(block.signature)
-        with_name.text(":")
+        writer = self._head(block.span.start, 0)
+        writer.text("block ")
+        writer.signature(block.signature)
+        writer.text(":")
         self.lines[-1].name = block.name
         self._suite(block.body, 1)
 
@@ -615,10 +622,6 @@ class _Flattener:
         if isinstance(first, syntax.If) and self._code.startswith("elif", first.span.start):
             return self._if(first, level, "elif")
         # `else` has no node. Only comments stand between it and its suite, so it is the last one in front of that.
-        *_, word_else = self._elses(self.lines[-1].start, first.span.start)
-        self._head(word_else, level).text("else:")
+        *_, match = _ELSE.finditer(self._code, self.lines[-1].start, first.span.start)
+        self._head(match.start(1), level).text("else:")
         self._suite(statement.otherwise, level + 1)
-
-    def _elses(self, start: int, end: int) -> Iterator[int]:
-        for match in re.compile(r"^[ \t]*(else)[ \t]*:", re.M).finditer(self._code, start, end):
-            yield match.start(1)

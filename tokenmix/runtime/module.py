@@ -63,7 +63,8 @@ def import_source(source: str, name: str) -> ModuleType:
         package = ModuleType(_PACKAGE)
         package.__path__ = []
         sys.modules[_PACKAGE] = package
-    loader = _Loader(source, f"<tokenmix {name} {digest}>")
+    # Not in angle brackets: Python shows no lines of such files in tracebacks.
+    loader = _Loader(source, f"{_PACKAGE}/{name}_{digest}.py")
     spec = importlib.util.spec_from_loader(fullname, loader, origin=loader.get_filename(fullname))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
