@@ -9,17 +9,16 @@ from tokenmix.blocks.op import KINDS, Op, Tensor
 __all__ = ["aligned", "bracketed", "joined"]
 
 
+# Kinds with channels only, narrowest last: they spread over the tokens of whatever stands beside them.
+_NARROW = ("vector", "weight")
+
+
 def joined(op: Op, sign: str, a: Tensor, b: Tensor) -> Tensor:
-    """Shape of `a sign b`. A vector spreads over a map, tokens or windows; one channel spreads over many."""
+    """Shape of `a sign b`. A vector or weight spreads over a map, tokens or windows; one channel spreads over many."""
     if a.kind != b.kind:
-        if b.kind == "vector":
-            wide, narrow = a, b
-        elif a.kind == "vector":
-            wide, narrow = b, a
-        else:
+        wide, narrow = (a, b) if _width(a) < _width(b) else (b, a)
+        if narrow.kind not in _NARROW or "C" not in KINDS[wide.kind]:
             raise op.mistake(f"`{sign}` cannot join a {a.kind} and a {b.kind}: {a} and {b}", "TM1401")
-        if "C" not in KINDS[wide.kind]:
-            raise op.mistake(f"`{sign}` cannot join a {wide.kind} and a vector", "TM1401")
         if _differ(wide.C, narrow.C):
             raise op.mistake(f"`{sign}` needs equal channels: {a} and {b}", "TM1402")
         return wide
@@ -27,6 +26,10 @@ def joined(op: Op, sign: str, a: Tensor, b: Tensor) -> Tensor:
         if _differ(p, q) and not (letter == "C" and (_is_one(p) or _is_one(q))):
             raise op.mistake(f"`{sign}` needs equal shapes: {a} and {b}", "TM1402")
     return b if "C" in a.letters and _is_one(a.C) else a
+
+
+def _width(tensor: Tensor) -> int:
+    return _NARROW.index(tensor.kind) + 1 if tensor.kind in _NARROW else 0
 
 
 def _differ(p: Any, q: Any) -> bool:

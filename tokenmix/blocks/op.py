@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "tokens": ("N", "C"),
     "windows": ("n", "N", "C"),
     "vector": ("C",),  # one number per channel and image
+    "weight": ("C",),  # a learnable number per channel, the same for every image
     "scores": ("h", "N", "M"),  # one number per head, query and key
 }
 

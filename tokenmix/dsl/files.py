@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tokenmix.dsl.diagnostics import Finding
+from tokenmix.dsl.diagnostics import Finding, nearest
 from tokenmix.dsl.limits import MAX_FILE_BYTES
 from tokenmix.dsl.source import Source
 
 __all__ = ["read_text"]
+
+# Control characters, the line breaks that only some programs know, and marks that change the order of what is shown.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 
 def read_text(path: Path | str, findings: list[Finding]) -> Source | None:
     """The file as a source, or None with the reason added to `findings`."""
     path = Path(path)
 
-    def refuse(id: str, message: str, help: str = "") -> None:
-        findings.append(Finding(id, message, Source(str(path), "").span(0, 0), help=help))
+    def refuse(id: str, message: str, help: str = "", shown: str = "", offset: int = 0) -> None:
+        findings.append(Finding(id, message, Source(str(path), shown).span(offset, offset + 1), help=help))
 
     try:
         if not path.is_file():
-            refuse("TM1001", f"{path} is a folder" if path.is_dir() else f"there is no file {path}")
+            refuse("TM1001", *_not_a_file(path))
             return None
-        if path.stat().st_size > MAX_FILE_BYTES:
-            megabytes = path.stat().st_size / 1e6
-            refuse("TM1004", f"{path} has {megabytes:.1f} MB; a spec or block file has at most {MAX_FILE_BYTES / 1e6:g} MB")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            size = path.stat().st_size / 1e6
+            refuse("TM1004", f"{path} has {size:.1f} MB; a spec or block file has at most {MAX_FILE_BYTES / 1e6:g} MB")
             return None
-        data = path.read_bytes()
-    except OSError as error:
-        refuse("TM1001", f"{path} cannot be read: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null byte
+        refuse("TM1001", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        refuse("TM1002", f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}")
+        byte = data[error.start]
+        binary = b"\0" in data
+        text = data[: error.start].decode("utf-8-sig") + (data[error.start :].decode("latin-1"))
+        refuse(
+            "TM1002",
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{byte:02x}",
+            "this looks like a binary file; a spec is a text"
+            if binary
+            else f"save the file as UTF-8; in Latin-1 the byte would be `{bytes([byte]).decode('latin-1')}`",
+            re.sub(r"[^\n]", " ", text) if binary else text,
+            len(data[: error.start].decode("utf-8-sig")),
+        )
         return None
-    control = next((c for c in text if ord(c) < 32 and c not in "\t\n\r"), None)
-    if control is not None:
-        refuse("TM1002", f"{path} is not text: it holds the control character 0x{ord(control):02x}")
+    unseen = _UNSEEN.search(text)
+    if unseen is not None:
+        refuse(
+            "TM1002",
+            f"{path} holds the character U+{ord(unseen.group()):04X}, which no spec needs and no editor shows",
+            "this looks like a binary file; a spec is a text" if unseen.group() == "\0" else "take it out",
+            re.sub(r"[^\n]", " ", text) if unseen.group() == "\0" else text,
+            unseen.start(),
+        )
         return None
     if not text.strip():
-        refuse("TM1003", f"{path} is empty", help="a spec begins with `tokenmix: 1` and `name: ...`")
+        begins = "`block name(x):`" if path.suffix == ".mix" else "`tokenmix: 1` and `name: ...`"
+        refuse("TM1003", f"{path} is empty", f"a {'block file' if path.suffix == '.mix' else 'spec'} begins with {begins}")
         return None
-    return Source(str(path), text.replace("\r\n", "\n"))
+    return Source(str(path), text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _not_a_file(path: Path) -> tuple[str, str]:
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.yaml"))
+        return f"{path} is a folder", f"name a file in it, such as {path / inside[0]}" if inside else ""
+    if path.exists():
+        return f"{path} is not a regular file", ""
+    near = nearest(path.name, sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))) if path.suffix else []
+    return f"there is no file {path}", f"did you mean `{path.with_name(near[0])}`?" if near else ""

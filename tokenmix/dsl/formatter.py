@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import FindingsError
@@ -216,43 +217,57 @@ def attach(lines: list[Line], comments: list[Comment], text: str, code: str) -> 
         text: the source.
         code: the source with blanks in place of comments.
     """
-    stops = [(line, piece) for line in lines for piece in line.pieces if piece is line.pieces[0] or piece.start >= 0]
-    starts = [line.start if piece is line.pieces[0] else piece.start for line, piece in stops] + [len(text)]
+    stops = list(_stops(lines))
+    starts = [*(stop.start for stop in stops), len(text)]
     numbers = [bisect_left(comments, start, key=lambda c: c.start) for start in starts]
     late = comments[: numbers[0]]
     levels: list[tuple[int, int]] = []  # printed and written column of every suite that is open
-    for i, (line, piece) in enumerate(stops):
-        start, end = starts[i], starts[i + 1]
-        if piece is line.pieces[0]:
+    for i, (line, first, last, start) in enumerate(stops):
+        begins = first is line.pieces[0]
+        opened = begins and bool(levels) and levels[-1][0] < line.indent
+        if begins:
             column = comment_at(text, start, start).column
             line.above = _settled(late, levels, line.indent, column)
             line.blank = _blank_above(text, start)
-            opened = bool(levels) and levels[-1][0] < line.indent
             levels = [*(level for level in levels if level[0] < line.indent), (line.indent, column)]
         else:
-            piece.above = late
-            opened = False
-        stretch = code[start:end].rstrip()
-        if i + 1 < len(stops) and stops[i + 1][0] is line:
+            first.above = late
+        stretch = code[start : starts[i + 1]].rstrip()
+        if last is not line.pieces[-1]:
             stretch = stretch.removesuffix("|>").rstrip()
         inside, late = _shared_out(comments[numbers[i] : numbers[i + 1]], start + len(stretch), text)
+        if line.head and (len(inside) > 1 or any(c.own_line for c in inside)):
+            inside, late = [], inside + late
         if inside and not inside[-1].own_line:
-            piece.trailing = inside.pop()
-        if inside and line.head:
-            late = [*inside, *([piece.trailing] if piece.trailing else []), *late]
-            piece.trailing = None
-        elif inside and piece is line.pieces[0]:
+            last.trailing = inside.pop()
+        if inside and begins:
             inside[0].blank, line.blank = line.blank, False
             for comment in inside:
                 comment.indent = line.indent
             line.above += inside
         else:
-            piece.above += inside
+            first.above += inside
         if opened and line.above:
             line.above[0].blank = False
         elif opened:
             line.blank = False
     return _settled(late, levels, 0, 0)
+
+
+class _Stop(NamedTuple):
+    """A stretch of a line that has comments of its own: its first and last piece, and where it begins."""
+
+    line: Line
+    first: Piece
+    last: Piece
+    start: int
+
+
+def _stops(lines: Iterable[Line]) -> Iterator[_Stop]:
+    for line in lines:
+        cuts = [i for i, piece in enumerate(line.pieces) if i == 0 or piece.start >= 0]
+        for a, b in zip(cuts, [*cuts[1:], len(line.pieces)], strict=True):
+            yield _Stop(line, line.pieces[a], line.pieces[b - 1], line.pieces[a].start if a else line.start)
 
 
 def _shared_out(comments: list[Comment], end: int, text: str) -> tuple[list[Comment], list[Comment]]:

@@ -9,16 +9,17 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from lark import Lark, Transformer, v_args
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark import Lark, Transformer, Tree, v_args
+from lark.exceptions import UnexpectedInput, VisitError
 from lark.indenter import DedentError, Indenter
 
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake
-from tokenmix.dsl.limits import MAX_INTEGER, MAX_NESTING
+from tokenmix.dsl.limits import MAX_DEPTH, MAX_INTEGER, MAX_NESTING
 from tokenmix.dsl.source import Source, Span
+from tokenmix.dsl.syntax_errors import syntax_error
 
-__all__ = ["RESERVED", "parse_blocks", "parse_expression", "parse_loop", "parse_signature"]
+__all__ = ["RESERVED", "is_name", "parse_blocks", "parse_expression", "parse_loop", "parse_signature"]
 
 # Words of the grammar, the dimension letters, and Python's own words: the emitted source uses names as they are.
 RESERVED = frozenset(
@@ -27,6 +28,11 @@ RESERVED = frozenset(
     False None True as assert async await break class continue def del except finally from global import is lambda
     nonlocal pass raise try while with yield self torch nn F super range enumerate str len min max sum""".split()
 )
+
+
+def is_name(word: str) -> bool:
+    """Whether a word can name a model, block, parameter or value; the emitted source uses it as it is."""
+    return word.isascii() and word.isidentifier() and word not in RESERVED and "_" not in (word[0], word[-1])
 
 
 class _Indentation(Indenter):
@@ -68,7 +74,7 @@ def parse_blocks(source: Source, start: int = 0, end: int | None = None) -> tupl
     """
     text = source.text[start:end]
     try:
-        return _with_docs(source, _parse(source, text + "\n", start, "blocks")), []
+        return _with_docs(_parse(source, text + "\n", start, "blocks")), []
     except Mistake as mistake:
         first = mistake.finding
     blocks, findings = [], []
@@ -77,7 +83,7 @@ def parse_blocks(source: Source, start: int = 0, end: int | None = None) -> tupl
             blocks += _parse(source, text[first_char:last_char] + "\n", start + first_char, "blocks")
         except Mistake as mistake:
             findings.append(mistake.finding)
-    return _with_docs(source, blocks), findings or [first]
+    return _with_docs(blocks), findings or [first]
 
 
 def parse_expression(source: Source) -> syntax.Expr:
@@ -104,29 +110,31 @@ def _chunks(text: str) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
-def _with_docs(source: Source, blocks: list[syntax.Block]) -> list[syntax.Block]:
+def _with_docs(blocks: list[syntax.Block]) -> list[syntax.Block]:
     """Attach the `##` lines that stand directly above each block."""
     documented = []
     for block in blocks:
-        line, _ = block.span.position
+        # A block may be cut out of a spec, where it is indented: the place is one in the outer text.
+        source, (line, _) = block.span.source, block.span.position
         doc: list[str] = []
-        while line > 1 and source.line(line - 1).startswith("##"):
+        while line > 1 and source.line(line - 1).lstrip().startswith("##"):
             line -= 1
-            doc.insert(0, source.line(line)[2:].removeprefix(" ").rstrip())
+            doc.insert(0, source.line(line).lstrip()[2:].removeprefix(" ").rstrip())
         documented.append(syntax.Block(block.span, block.signature, block.body, tuple(doc)))
     return documented
 
 
 def _parse(source: Source, text: str, offset: int, start: str):
-    _check_nesting(source, text, offset)
+    _check_brackets(source, text, offset)
     try:
         tree = _lark().parse(text, start=start)
     except (UnexpectedInput, DedentError) as error:
-        raise _syntax_error(source, text, offset, error) from None
+        raise syntax_error(source, text, offset, error) from None
+    _check_depth(source, tree, offset)
     return _Builder(source, offset).transform(tree)
 
 
-def _check_nesting(source: Source, text: str, offset: int) -> None:
+def _check_brackets(source: Source, text: str, offset: int) -> None:
     depth = 0
     for match in re.finditer(r'"[^"\n]*"|#[^\n]*|[\[(]|[\])]', text):
         if match.group() in "([":
@@ -138,123 +146,33 @@ def _check_nesting(source: Source, text: str, offset: int) -> None:
                 "TM1104",
                 f"brackets are nested more than {MAX_NESTING} deep",
                 source.span(offset + match.start(), offset + match.end()),
+                help="name the inner parts on lines of their own",
             )
-    # Signs, `not` and `**` nest without brackets.
-    for match in re.finditer(rf"(?:(?:[-+]|\*\*|\bnot\b)\s*[\w.]*\s*){{{3 * MAX_NESTING},}}", text):
-        if not re.search(r"\w\s*[-+]\s*\w", match.group()):
-            span = source.span(offset + match.start(), offset + match.start() + 1)
-            raise Mistake("TM1104", f"operators are nested more than {3 * MAX_NESTING} deep", span)
 
 
-# What the grammar's terminals are called in a message.
-_WORDS = {
-    "NAME": "a name",
-    "INT": "a number",
-    "FLOAT": "a number",
-    "STRING": "a quoted text",
-    "_NEWLINE": "the end of the line",
-    "_INDENT": "an indented line",
-    "_DEDENT": "a line indented less",
-    "$END": "the end of the text",
-    "LPAR": "`(`",
-    "RPAR": "`)`",
-    "LSQB": "`[`",
-    "RSQB": "`]`",
-    "COLON": "`:`",
-    "COMMA": "`,`",
-    "SEMICOLON": "`;`",
-    "EQUAL": "`=`",
-    "__ANON_0": "`|>`",
+def _check_depth(source: Source, tree: Tree, offset: int) -> None:
+    """Signs, sums and bodies nest without brackets; whatever walks the tree later may then do so by recursion."""
+    level, depth = [tree], 0
+    while level:
+        deeper = [child for node in level for child in node.children if isinstance(child, Tree)]
+        depth += 1
+        if depth > MAX_DEPTH:
+            meta = level[0].meta
+            start = offset + (0 if meta.empty else meta.start_pos)
+            raise Mistake(
+                "TM1104",
+                f"operators and bodies are nested more than {MAX_DEPTH} deep (each term of a sum lies one deeper than the next)",
+                source.span(start, start + 1 if meta.empty else offset + meta.end_pos),
+                help="name the inner parts on lines of their own",
+            )
+        level = deeper
+
+
+_PYTHON_WORDS = {
+    "True": "write `true`",
+    "False": "write `false`",
+    "None": "leave the argument out, or use the word that its op has for it",
 }
-
-
-def _syntax_error(source: Source, text: str, offset: int, error: UnexpectedInput | DedentError) -> Mistake:
-    if isinstance(error, DedentError):
-        return _bad_dedent(source, text, offset)
-    if isinstance(error, UnexpectedCharacters):
-        start = min(error.pos_in_stream, len(text) - 1)
-        character = text[start]
-        if character == '"':
-            return Mistake(
-                "TM1106", "the quoted text is not closed on this line", source.span(offset + start, offset + start + 1)
-            )
-        return Mistake(
-            "TM1106",
-            f"`{character}` cannot stand here" if character.isprintable() else "a control character stands here",
-            source.span(offset + start, offset + start + 1),
-            help=_character_help(character),
-        )
-    assert isinstance(error, UnexpectedToken)
-    token = error.token
-    expected = set(error.accepts or error.expected)
-    start = token.start_pos if token.start_pos is not None else len(text.rstrip())
-    word = str(token)
-    if token.type in ("$END", "_NEWLINE", "_DEDENT"):
-        start = len(text[:start].rstrip()) if token.type != "_NEWLINE" else start
-        span = source.span(offset + max(0, start - 1), offset + start)
-        found = "the line ends here" if token.type == "_NEWLINE" else "the text ends here"
-    else:
-        span = source.span(offset + start, offset + start + len(word))
-        found = "the line is indented" if token.type == "_INDENT" else f"`{word}` cannot stand here"
-        if token.type == "_INDENT":
-            start = len(text[:start]) + len(word)
-            span = source.span(offset + start, offset + start + 1)
-    return Mistake("TM1106", found + _expectation(expected), span, help=_token_help(text, start, token.type, expected))
-
-
-def _expectation(expected: set[str]) -> str:
-    words = sorted({_WORDS[t] for t in expected if t in _WORDS})
-    if not words or len(words) > 6:
-        return ""
-    return ", expected " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
-
-
-def _token_help(text: str, start: int, token: str, expected: set[str]) -> str:
-    line = text[text.rfind("\n", 0, start) + 1 :].split("\n", 1)[0]
-    if "COLON" in expected and re.match(r"\s*(block|if|elif|else|for)\b", line):
-        return "a line that begins with block, for, if, elif or else ends with `:`"
-    if token == "EQUAL":
-        return "write `==` to compare; `=` stands only behind a name"
-    if token == "__ANON_0":
-        return "a pipe cannot stand in a condition; name its result on a line of its own first"
-    if token == "_INDENT":
-        return "only the lines below block, for, if, elif and else are indented"
-    if text.count("(") > text.count(")") or text.count("[") > text.count("]"):
-        return "a bracket is not closed"
-    return ""
-
-
-def _character_help(character: str) -> str:
-    if character == "'":
-        return 'texts are written in double quotes: "..."'
-    if character == "^":
-        return "powers are written `**`"
-    if character == "\\":
-        return "a long pipe may go on in the next line: begin that line with `|>`"
-    return ""
-
-
-def _bad_dedent(source: Source, text: str, offset: int) -> Mistake:
-    levels = [0]
-    position = 0
-    for line in text.split("\n"):
-        stripped = line.strip()
-        if stripped and not stripped.startswith(("#", "|>")):
-            width = len(line) - len(line.lstrip())
-            while levels[-1] > width:
-                levels.pop()
-            if levels[-1] < width and position and not text[:position].rstrip().endswith(":"):
-                break
-            if levels[-1] < width:
-                levels.append(width)
-        position += len(line) + 1
-    position = min(position, len(text))
-    return Mistake(
-        "TM1106",
-        "the line is indented like no line above it",
-        source.span(offset + position, offset + min(len(text), position + 1)),
-        help="lines of one body begin in the same column",
-    )
 
 
 @v_args(meta=True)
@@ -277,14 +195,12 @@ class _Builder(Transformer):
     def _defined(self, token) -> syntax.Name:
         """A name that is being defined here."""
         span = self._token_span(token)
-        if token in RESERVED or token.startswith("_") or token.endswith("_"):
+        if not is_name(token):
             why = "names begin and end with a letter or digit" if "_" in (token[0], token[-1]) else "it is reserved"
-            raise Mistake("TM1211", f"`{token}` cannot be used as a name: {why}", span)
+            raise Mistake("TM1211", f"`{token}` cannot be used as a name: {why}", span, help="choose another name")
         return syntax.Name(span, str(token))
 
     def transform(self, tree):
-        from lark.exceptions import VisitError
-
         try:
             return super().transform(tree)
         except VisitError as error:
@@ -386,12 +302,17 @@ class _Builder(Transformer):
 
     def integer(self, meta, children):
         digits = children[0].replace("_", "")
-        if len(digits) > len(str(MAX_INTEGER)):
-            raise Mistake("TM1305", f"the number passes the limit of {MAX_INTEGER}", self._span(meta))
+        if len(digits) > 40 or int(digits) > MAX_INTEGER:
+            raise self._too_large(meta)
         return syntax.Literal(self._span(meta), int(digits), str(children[0]))
 
     def float(self, meta, children):
+        if float(children[0]) > MAX_INTEGER:
+            raise self._too_large(meta)
         return syntax.Literal(self._span(meta), float(children[0]), str(children[0]))
+
+    def _too_large(self, meta) -> Mistake:
+        return Mistake("TM1305", f"the number is larger than any that counts: the limit is {MAX_INTEGER:.0e}", self._span(meta))
 
     def string(self, meta, children):
         return syntax.Literal(self._span(meta), str(children[0])[1:-1], str(children[0]))
@@ -403,6 +324,8 @@ class _Builder(Transformer):
         return syntax.Literal(self._span(meta), False, "false")
 
     def name(self, meta, children):
+        if children[0] in _PYTHON_WORDS:
+            raise Mistake("TM1106", f"there is no `{children[0]}`", self._span(meta), help=_PYTHON_WORDS[children[0]])
         return syntax.Name(self._span(meta), str(children[0]))
 
     def dimension(self, meta, children):

@@ -52,25 +52,30 @@ class EmbeddedSource(Source):
     Args:
         outer: the text it was cut from.
         text: the inner text.
-        starts: for every line of the inner text, the offset of its first character in the outer text.
+        starts: for every line of the inner text, the offset of its first character in the outer text; or, with
+            `every_character`, the offset of every character and of the end.
     """
 
-    def __init__(self, outer: Source, text: str, starts: list[int]):
+    def __init__(self, outer: Source, text: str, starts: list[int], *, every_character: bool = False):
         super().__init__(outer.name, text)
         object.__setattr__(self, "outer", outer)
         object.__setattr__(self, "_outer_starts", starts)
+        object.__setattr__(self, "_every_character", every_character)
 
     outer: Source
     _outer_starts: list[int]
+    _every_character: bool
 
     def span(self, start: int, end: int) -> Span:
         outer_start = self._outer_offset(start)
         return self.outer.span(outer_start, max(outer_start, self._outer_offset(end)))
 
     def _outer_offset(self, offset: int) -> int:
-        line, column = self.position(offset)
         starts = self._outer_starts
-        return starts[min(line, len(starts)) - 1] + column - 1
+        if self._every_character:
+            return starts[min(offset, len(starts) - 1)]
+        line, column = self.position(offset)
+        return min(starts[min(line, len(starts)) - 1] + column - 1, len(self.outer.text))
 
 
 @dataclass(frozen=True, slots=True)

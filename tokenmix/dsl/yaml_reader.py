@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tokenmix.dsl.diagnostics import Finding, Mistake
+from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
 from tokenmix.dsl.limits import MAX_ALIASES, MAX_NESTING, MAX_SPEC_VALUES
 from tokenmix.dsl.source import EmbeddedSource, Source, Span
 
@@ -42,11 +42,16 @@ class YamlScalar:
         outer = self.span.source
         if self.style in ("|", ">"):
             return EmbeddedSource(outer, self.text, self._literal_starts())
-        return EmbeddedSource(outer, self.text, [self.span.start + (1 if self.style else 0)])
+        start, end = self.span.start + len(self.style), self.span.end - len(self.style)
+        raw = outer.text[start:end]
+        if raw == self.text:
+            return EmbeddedSource(outer, self.text, [start])
+        offsets = [start + k for k in _aligned(raw, self.text, self.style)]
+        return EmbeddedSource(outer, self.text, offsets, every_character=True)
 
     def _literal_starts(self) -> list[int]:
         outer = self.span.source.text
-        position = outer.index("\n", self.span.start) + 1
+        position = outer.find("\n", self.span.start) + 1 or len(outer)
         lines = self.text.split("\n")
         first = next((line for line in lines if line.strip()), "")
         starts = []
@@ -56,9 +61,42 @@ class YamlScalar:
             end = len(outer) if end < 0 else end
             if indent is None and outer[position:end].strip():
                 indent = len(outer[position:end]) - len(outer[position:end].lstrip()) - (len(first) - len(first.lstrip()))
-            starts.append(min(position + (indent or 0), len(outer)))
-            position = end + 1
+            starts.append(min(position + max(indent or 0, 0), end))
+            position = min(end + 1, len(outer))
         return starts
+
+
+_ESCAPE = re.compile(r"\\(?:x..|u.{4}|U.{8}|\n\s*|.)", re.S)
+_BLANKS = re.compile(r"\s+")
+
+
+def _aligned(raw: str, text: str, style: str) -> list[int]:
+    """For every character of a scalar's value, and for its end, the offset in the scalar as written."""
+    offsets: list[int] = []
+    i = 0
+    while len(offsets) < len(text):
+        if style == '"' and raw.startswith("\\", i):
+            escape = _ESCAPE.match(raw, i)
+            if escape is None:
+                break
+            if escape.group()[1] != "\n":  # a line break behind a backslash stands for nothing
+                offsets.append(i)
+            i = escape.end()
+        elif style == "'" and raw.startswith("''", i):
+            offsets.append(i)
+            i += 2
+        elif blanks := _BLANKS.match(raw, i):
+            breaks = blanks.group().count("\n")
+            count = len(blanks.group()) if breaks == 0 else max(1, breaks - 1)
+            offsets += [min(i + k, blanks.end() - 1) for k in range(count)]
+            i = blanks.end()
+        elif i < len(raw):
+            offsets.append(i)
+            i += 1
+        else:
+            break
+    offsets = offsets[: len(text)]
+    return offsets + [min(i, len(raw))] * (len(text) + 1 - len(offsets))
 
 
 @dataclass(frozen=True)
@@ -98,18 +136,66 @@ def read_yaml(source: Source, findings: list[Finding]) -> YamlNode | None:
     return None
 
 
+# What libyaml says, as a part of its words -> what it means, how to mend it, and whether the place where the thing began
+# tells more than the place where reading stopped. Its Python twin says the same in other words.
+_PROBLEMS: tuple[tuple[str, str, str, bool], ...] = (
+    ("mapping values are not allowed", "a `:` cannot stand here",
+     "a value that holds `: ` is written in quotes; a key stands on a line of its own", False),
+    ("found unexpected end of stream", "the quote is not closed", "close it with the same sign", True),
+    ("unexpected end of stream", "the quote is not closed", "close it with the same sign", True),
+    ("did not find expected ',' or", "a `,` or the closing bracket is missing",
+     "inside {...} and [...], an expression that holds a comma, `: ` or a bracket is written in quotes", False),
+    ("expected ',' or", "a `,` or the closing bracket is missing",
+     "inside {...} and [...], an expression that holds a comma, `: ` or a bracket is written in quotes", False),
+    ("did not find expected key", "the line does not belong to what stands above it",
+     "keys of one map begin in the same column", False),
+    ("expected <block end>", "the line does not belong to what stands above it",
+     "keys of one map begin in the same column", False),
+    ("did not find expected '-'", "the line does not belong to the list above it",
+     "entries of one list begin with `-` in the same column", False),
+    ("could not find expected ':'", "a `:` is missing", "a key is followed by `: ` and its value", True),
+    ("sequence entries are not allowed", "a list cannot begin here", "put each `- ` on a line of its own", False),
+    ("expected alphabetic or numeric character", "a `*` or `&` is followed by the name of an anchor",
+     "a text that begins with `*` or `&` is written in quotes", False),
+    ("did not find expected node content", "a value is missing", "", False),
+    ("found incompatible YAML document", "the file asks for another version of YAML", "leave the line out", False),
+    ("unknown escape character", "no such escape after the backslash",
+     "in double quotes a backslash is written twice; single quotes take it as it is", False),
+    ("found undefined tag handle", "specs have no tags", "a text that begins with `!` is written in quotes", True),
+)  # fmt: skip
+
+
 def _yaml_error(source: Source, error: yaml.YAMLError) -> Finding:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    offset = min(mark.index, len(source.text)) if mark is not None else 0
-    help = ""
-    if "found character '\\t'" in problem or "tab" in problem:
-        help = "indent with blanks, not tabs"
-    elif "mapping values are not allowed" in problem:
-        help = "a value that holds `: ` is written in quotes"
-    elif "did not find expected ',' or" in problem:
-        help = "inside {...} and [...], an expression that holds a comma is written in quotes"
-    return Finding("TM1101", f"not well-formed YAML: {problem}", source.span(offset, offset + 1), help=help)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    offset = min(mark.index, len(source.text)) if mark is not None else getattr(error, "position", 0)
+    notes: tuple[Note, ...] = ()
+    message, help = f"not well-formed YAML: {problem}", ""
+    character = source.text[offset : offset + 1]
+    known = next((p for p in _PROBLEMS if p[0] in problem), None)
+    if "cannot start any token" in problem:
+        if character == "\t":
+            message, help = "a tab cannot indent a line of YAML", "indent with blanks"
+        else:
+            message, help = f"no value begins with `{character}`", "write the value in quotes"
+    elif known is not None:
+        _, message, help, at_start = known
+        began = getattr(error, "context_mark", None)
+        if at_start and began is not None:
+            offset = began.index
+        elif began is not None and source.position(began.index)[0] < source.position(offset)[0]:
+            what = "the bracket was opened" if source.text[began.index] in "[{" else "the map or list above began"
+            notes = (Note(what, source.span(began.index, began.index + 1)),)
+        start = source.text.rfind("\n", 0, offset) + 1
+        key = re.match(r"[ ]+[\w.-]+\Z", source.text[start:offset])
+        if character == ":" and key and not source.text[:start].rstrip().endswith(":"):
+            offset = start + len(key.group()) - len(key.group().lstrip())
+            message = "the line is indented deeper than the one above, which has its value already"
+            help = "keys of one map begin in the same column"
+    if offset >= len(source.text.rstrip()):  # the end of the file says little: show the last line that has something
+        offset = max(0, len(source.text.rstrip()) - 1)
+    word = re.compile(r"[\w.-]+").match(source.text, offset)
+    return Finding("TM1101", message, source.span(offset, word.end() if word else offset + 1), notes=notes, help=help)
 
 
 class _Reader:
@@ -156,8 +242,6 @@ class _Reader:
             node, count = self._list(event, span, depth)
         else:
             node, count = self._map(event, span, depth)
-        if count > MAX_SPEC_VALUES:
-            raise Mistake("TM1103", f"the spec holds more than {MAX_SPEC_VALUES} values", span)
         if anchor is not None:
             self._anchors[anchor] = (node, count)
         return node, count
@@ -166,11 +250,16 @@ class _Reader:
         node, count = self._anchors.get(event.anchor, (None, -1))
         if node is None:
             why = "stands inside of its own anchor" if count == 0 else "has no anchor above it"
-            raise Mistake("TM1105", f"the alias `*{event.anchor}` {why}", span)
+            near = nearest(event.anchor, [name for name, (known, _) in self._anchors.items() if known is not None])
+            help = f"did you mean `*{near[0]}`?" if near else "an anchor is written `&name`; a text that begins with `*`, in quotes"
+            raise Mistake("TM1105", f"the alias `*{event.anchor}` {why}", span, help="" if count == 0 else help)
         self._aliases += 1
         if self._aliases > MAX_ALIASES:
             raise Mistake("TM1103", f"the spec uses more than {MAX_ALIASES} aliases", span)
         return node, count
+
+    def _too_many(self, span: Span) -> Mistake:
+        return Mistake("TM1103", f"with this value the spec holds more than {MAX_SPEC_VALUES:,} of them, aliases expanded", span)
 
     def _scalar(self, event: Any, span: Span) -> YamlScalar:
         style = event.style if event.style in ("'", '"', "|", ">") else ""
@@ -185,6 +274,8 @@ class _Reader:
             node, size = self._node(inner, depth + 1)
             items.append(node)
             count += size
+            if count > MAX_SPEC_VALUES:
+                raise self._too_many(node.span)
         return YamlList(span, tuple(items), bool(event.flow_style)), count
 
     def _map(self, event: Any, span: Span, depth: int) -> tuple[YamlMap, int]:
@@ -196,14 +287,25 @@ class _Reader:
                 break
             key, _ = self._node(inner, depth + 1)
             if not isinstance(key, YamlScalar):
-                raise Mistake("TM1105", "a key is a plain word", key.span)
+                raise Mistake("TM1105", "a key is a plain word, not a list or map", key.span)
+            if key.text == "<<" and not key.style:
+                raise Mistake(
+                    "TM1105", "specs have no merge key `<<`", key.span,
+                    help="a spec takes over another one with `extends`; an alias can stand for one whole value",
+                )  # fmt: skip
+            if not key.text:
+                raise Mistake("TM1101", "a key is missing here", self._source.span(key.span.start, key.span.start + 1))
             value, size = self._node(next(self._events), depth + 1)
             count += size + 1
+            if count > MAX_SPEC_VALUES:
+                raise self._too_many(value.span)
             if key.text in items:
-                first = items[key.text][0].span
                 self._findings.append(
-                    Finding("TM1102", f"the key `{key.text}` stands here a second time", key.span, help=f"first at {first}")
-                )
+                    Finding(
+                        "TM1102", f"the key `{key.text}` stands here a second time", key.span,
+                        notes=(Note("first", items[key.text][0].span),), help="keep one of the two",
+                    )
+                )  # fmt: skip
                 continue
             items[key.text] = (key, value)
         return YamlMap(span, tuple(items.values()), bool(event.flow_style)), count

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import copyreg
 import hashlib
 import importlib.util
+import os
+import shutil
 import sys
+import tempfile
+from functools import cache
 from importlib.abc import InspectLoader
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +20,6 @@ from tokenmix.compiler.model import Model, load
 from tokenmix.dsl.diagnostics import FindingsError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
 __all__ = ["MissingTorch", "build", "import_source", "require_torch"]
@@ -63,8 +67,7 @@ def import_source(source: str, name: str) -> ModuleType:
         package = ModuleType(_PACKAGE)
         package.__path__ = []
         sys.modules[_PACKAGE] = package
-    # Not in angle brackets: Python shows no lines of such files in tracebacks.
-    loader = _Loader(source, f"{_PACKAGE}/{name}_{digest}.py")
+    loader = _Loader(source, _shown_file(f"{name}_{digest}.py", source))
     spec = importlib.util.spec_from_loader(fullname, loader, origin=loader.get_filename(fullname))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -77,6 +80,29 @@ def import_source(source: str, name: str) -> ModuleType:
         raise
     _make_picklable(module, source, name)
     return module
+
+
+def _shown_file(name: str, source: str) -> str:
+    """A file with the source for as long as the process lives: tracebacks and debuggers show lines of files only."""
+    try:
+        path = Path(_folder()) / name
+        path.write_text(source, encoding="utf-8")
+    except OSError:
+        return f"{_PACKAGE}/{name}"
+    return str(path)
+
+
+@cache
+def _folder() -> str:
+    folder = tempfile.mkdtemp(prefix="tokenmix-")
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a forked worker
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def _make_picklable(module: ModuleType, source: str, name: str) -> None:

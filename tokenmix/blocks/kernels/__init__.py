@@ -8,8 +8,13 @@ HELPERS: dict[str, str] = {
     "BatchNorm2d": "channels_last",
     "Conv2d": "channels_last",
     "DropPath": "drop_path",
+    "GroupNorm": "channels_last",
     "Pointwise": "channels_last",
     "WindowAttention": "window_attention",
+    "attention": "attention",
+    "avg_pool": "pooling",
     "axial_sample": "axial_sample",
+    "max_pool": "pooling",
     "pad_to": "padding",
+    "resize": "pooling",
 }

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-__all__ = ["BatchNorm2d", "Conv2d", "Pointwise"]
+__all__ = ["BatchNorm2d", "Conv2d", "GroupNorm", "Pointwise"]
 
 
 class Conv2d(nn.Conv2d):
@@ -21,3 +21,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 class Pointwise(nn.Linear):
     """A 1x1 convolution on (..., C), as the matrix product it is."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` on (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

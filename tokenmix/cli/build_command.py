@@ -1,0 +1,181 @@
+"""`tokenmix build`: spec to source to module to one forward pass, with the budget beside the paper's figures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenmix.cli.specs import add_set, add_specs, tell
+from tokenmix.cli.tables import giga, mega, megabytes, shape, table
+
+if TYPE_CHECKING:
+    from tokenmix.compiler.model import Model
+
+_DOC = """The source goes to ./NAME.py unless -o says otherwise. A file that tokenmix did not write is never replaced.
+
+example: tokenmix build specs/mixformer_b4.yaml --set drop_path=0.1 -o my_model.py"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _DOC
+    add_specs(parser, many=False)
+    add_set(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where the source goes (default ./NAME.py)")
+    parser.add_argument("--standalone", action="store_true", help="write a source that needs nothing but torch")
+    parser.add_argument("--image", metavar="FILE", type=Path, help="picture to run through the module (default: a photograph that comes with tokenmix)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from tokenmix.compiler.model import load
+    from tokenmix.compiler.report import exact_misses
+
+    model = load(options.spec, **dict(options.set))
+    if model.findings:
+        tell(model.findings)
+        return 1
+    output = options.output or Path(f"{model.name}.py")
+    refusal = _refusal(output)
+    if refusal is not None:
+        tell([refusal])
+        return 1
+    if options.image is not None and not options.image.is_file():
+        print(f"error: there is no picture {options.image}", file=sys.stderr)
+        return 2
+    source = model.source(standalone=options.standalone)
+    write_whole(output, source)
+    print(_stages(model))
+    print(_figures(model))
+    print(f"\nsource: {output} ({len(source.splitlines())} lines{', needs torch only' if options.standalone else ''})")
+    misses = exact_misses(model) if not options.set else []
+    tell(misses)
+    status = _run(model, source, options)
+    return 1 if misses else status
+
+
+def _refusal(path: Path) -> Any:
+    """Why the file cannot be written, or None."""
+    from tokenmix.compiler.emit.program import MARK
+    from tokenmix.dsl.diagnostics import Finding
+    from tokenmix.dsl.source import Source
+
+    span = Source(str(path), "").span(0, 0)
+    if path.is_dir():
+        return Finding("TM1701", f"{path} is a folder", span, help="name a file with -o FILE")
+    if not path.parent.is_dir():
+        return Finding("TM1701", f"there is no folder {path.parent}", span, help="make it first, or name another file with -o FILE")
+    if path.exists():
+        try:
+            with path.open(encoding="utf-8") as file:
+                ours = file.readline().startswith(MARK)
+        except (OSError, UnicodeDecodeError):
+            ours = False
+        if not ours:
+            return Finding(
+                "TM1701", f"{path} exists and was not written by tokenmix", span, help="name another file with -o FILE, or move it away"
+            )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return Finding("TM1701", f"{path} cannot be written", span, help="name another file with -o FILE")
+    return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the whole file or nothing: beside it first, then in its place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _stages(model: Model) -> str:
+    from tokenmix.compiler.report import rows_by
+
+    graph = model.elaborate()
+    rows = rows_by("stage", graph, [model.conventions["mac"]])
+    head = ["stage", "block", "dim", "depth", "map", "params [M]", "MACs [G]", "peak live [MiB]"]
+    lines = []
+    for row in rows:
+        output = row.output
+        assert output is not None
+        dim = str(getattr(output, "C", ""))
+        size = f"{output.H}x{output.W}" if output.kind == "map" else ""
+        lines.append([row.name, row.block, dim, str(row.depth), size, mega(row.params), giga(row.costs["mac"]), megabytes(row.peak_bytes)])
+    total = sum(r.costs["mac"] for r in rows)
+    lines.append(["total", "", "", "", "", mega(graph.num_params), giga(total), megabytes(max(r.peak_bytes for r in rows))])
+    return f"{model.name}, input {shape(graph.inputs[0].dims)}\n" + table(head, lines, "table", left=(0, 1))
+
+
+def _figures(model: Model) -> str:
+    from tokenmix.compiler.report import figures, report_sizes
+
+    lines = []
+    for size in report_sizes(model):
+        dims = (model.input_shape[0], *size)
+        for figure in figures(model, dims):
+            value = mega(figure.value) + " M" if figure.quantity == "params" else giga(figure.value) + " G"
+            verdict = "match" if figure.status == "match" else f"{figure.gap:+.1%}: {figure.note or 'no reason known'}"
+            rule = "" if figure.quantity == "params" else f" ({figure.rule})"
+            lines.append(f"  {figure.quantity + rule:16} {value:>10}   printed {figure.printed} in {_table(figure.table)} at {shape(dims)}: {verdict}")
+    if not lines:
+        return "no printed figures to compare with"
+    return "against the paper:\n" + "\n".join(lines)
+
+
+def _table(name: str) -> str:
+    return f"table {name}" if name[:1].isdigit() else name
+
+
+def _run(model: Model, source: str, options: argparse.Namespace) -> int:
+    from tokenmix.runtime.module import require_torch
+
+    require_torch("numpy", "PIL")
+    note = _Progress()
+    note("importing torch")
+    import torch
+
+    from tokenmix.runtime.image import PictureError, load_picture
+    from tokenmix.runtime.module import class_name, import_source
+
+    try:
+        images, picture = load_picture(options.image, model.input_shape)
+    except PictureError as error:
+        note.clear()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    note("building the module")
+    start = time.perf_counter()
+    module = getattr(import_source(source, model.name), class_name(model))().eval()
+    built = time.perf_counter() - start
+    note("running one image")
+    start = time.perf_counter()
+    with torch.inference_mode():
+        result = module(images)
+    ran = time.perf_counter() - start
+    note.clear()
+    finite = bool(torch.isfinite(result).all())
+    print(
+        f"ran {picture} as {shape(tuple(images.shape))}: result {shape(tuple(result.shape))}, "
+        f"{'all finite' if finite else 'NOT FINITE'}, weights fresh (built in {built:.2f} s, one pass {ran:.2f} s)"
+    )
+    return 0 if finite else 1
+
+
+class _Progress:
+    """One line on a terminal that says what is being waited for; a pipe sees nothing."""
+
+    def __call__(self, what: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
