@@ -41,12 +41,12 @@ def images(batch, size, seed=0):
 @pytest.mark.parametrize(("family", "variant"), VARIANTS)
 def test_scores_equal_the_reference_at_every_variant(family, variant):
     reference, module, _ = pair(family, variant, num_classes=11)
-    x = images(1, (224, 224) if variant in ("B0", "B1", "xT") else SIZES[family][3])
+    x = images(1, (224, 224) if variant == "B1" else SIZES[family][3])
     with torch.no_grad():
         assert close(module.eval()(x), reference.eval()(x))
 
 
-@pytest.mark.parametrize(("family", "variant"), [("mixformer", "B0"), ("mixformer", "B1"), ("atmnet", "xT")])
+@pytest.mark.parametrize(("family", "variant"), [("mixformer", "B0"), ("atmnet", "xT")])
 @pytest.mark.parametrize("which", range(4))
 def test_scores_and_maps_equal_the_reference_at_every_size(family, variant, which):
     size = SIZES[family][which]

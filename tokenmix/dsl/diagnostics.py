@@ -18,7 +18,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "TM1001": ("no-such-file", "the file does not exist or cannot be read"),
     "TM1002": ("not-text", "the file is not UTF-8 text"),
     "TM1003": ("empty-file", "the file holds nothing"),
-    "TM1004": ("file-too-large", "the file is larger than any spec or block file needs to be"),
+    "TM1004": ("too-large", "the file or text is larger than any spec or block file needs to be"),
     "TM1005": ("unknown-spec", "no shipped spec has that name"),
     "TM1101": ("yaml-syntax", "the file is not well-formed YAML"),
     "TM1102": ("duplicate-key", "a map names the same key twice"),

@@ -15,7 +15,7 @@ from lark.indenter import DedentError, Indenter
 
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake
-from tokenmix.dsl.limits import MAX_DEPTH, MAX_INTEGER, MAX_NESTING
+from tokenmix.dsl.limits import MAX_DEPTH, MAX_INTEGER, MAX_NESTING, MAX_TOKENS
 from tokenmix.dsl.source import Source, Span
 from tokenmix.dsl.syntax_errors import syntax_error
 
@@ -73,6 +73,9 @@ def parse_blocks(source: Source, start: int = 0, end: int | None = None) -> tupl
     A mistake in one block does not hide the others: after the first error each block is read on its own.
     """
     text = source.text[start:end]
+    if len(text) > MAX_TOKENS and (too_long := _past_tokens(text)):
+        span = source.span(start + too_long, start + too_long + 1)
+        return [], [Finding("TM1004", f"the text has more than {MAX_TOKENS:,} words, numbers and signs", span)]
     try:
         return _with_docs(_parse(source, text + "\n", start, "blocks")), []
     except Mistake as mistake:
@@ -88,6 +91,8 @@ def parse_blocks(source: Source, start: int = 0, end: int | None = None) -> tupl
 
 def parse_expression(source: Source) -> syntax.Expr:
     """One expression, such as a value in a spec. Raises `Mistake`."""
+    if len(source.text) > MAX_TOKENS // 10:
+        raise Mistake("TM1004", f"an expression has at most {MAX_TOKENS // 10:,} characters", source.span(0, 1))
     return _parse(source, source.text, 0, "expression")
 
 
@@ -100,6 +105,12 @@ def parse_loop(source: Source) -> tuple[syntax.Name, syntax.Expr, syntax.Expr]:
 def parse_signature(text: str) -> syntax.Signature:
     """The head of an op or block, `name(x: map; size: int = 3)`. Raises `Mistake`."""
     return _parse(Source("<signature>", text), text, 0, "signature")
+
+
+def _past_tokens(text: str) -> int:
+    """Where the first token beyond the limit stands; 0 if there is none."""
+    tokens = (m.start(1) for m in re.finditer(r"#[^\n]*|(\w+|[^\w\s])", text) if m[1])
+    return next((start for i, start in enumerate(tokens) if i == MAX_TOKENS), 0)
 
 
 def _chunks(text: str) -> list[tuple[int, int]]:
@@ -115,11 +126,11 @@ def _with_docs(blocks: list[syntax.Block]) -> list[syntax.Block]:
     documented = []
     for block in blocks:
         # A block may be cut out of a spec, where it is indented: the place is one in the outer text.
-        source, (line, _) = block.span.source, block.span.position
+        source, (line, column) = block.span.source, block.span.position
         doc: list[str] = []
-        while line > 1 and source.line(line - 1).lstrip().startswith("##"):
+        while line > 1 and source.line(line - 1).rstrip().rfind("##", 0, column + 1) == column - 1:
             line -= 1
-            doc.insert(0, source.line(line).lstrip()[2:].removeprefix(" ").rstrip())
+            doc.insert(0, source.line(line)[column + 1 :].removeprefix(" ").rstrip())
         documented.append(syntax.Block(block.span, block.signature, block.body, tuple(doc)))
     return documented
 
@@ -243,7 +254,8 @@ class _Builder(Transformer):
 
     def assign(self, meta, children):
         *targets, value = children
-        return syntax.Assign(self._span(meta), tuple(self._defined(t) for t in targets), value)
+        names = (syntax.Name(self._token_span(t), "_") if t == "_" else self._defined(t) for t in targets)
+        return syntax.Assign(self._span(meta), tuple(names), value)
 
     def module_decl(self, meta, children):
         name, call = children

@@ -189,7 +189,7 @@ class _Explainer:
         opened = self._open_brackets(start)
         if word in (")", "]"):
             if not opened:
-                return self.mistake(f"`{word}` closes a bracket that was never opened", start, start + 1)
+                return self.mistake(f"`{word}` cannot stand here: no bracket is open", start, start + 1)
             sign = self.text[opened[-1]]
             if (sign == "(") != (word == ")"):
                 return self.mistake(

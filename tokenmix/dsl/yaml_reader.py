@@ -170,7 +170,7 @@ def _yaml_error(source: Source, error: yaml.YAMLError) -> Finding:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     offset = min(mark.index, len(source.text)) if mark is not None else getattr(error, "position", 0)
     notes: tuple[Note, ...] = ()
-    message, help = f"not well-formed YAML: {problem}", ""
+    message, help = problem, ""
     character = source.text[offset : offset + 1]
     known = next((p for p in _PROBLEMS if p[0] in problem), None)
     if "cannot start any token" in problem:
@@ -195,6 +195,7 @@ def _yaml_error(source: Source, error: yaml.YAMLError) -> Finding:
     if offset >= len(source.text.rstrip()):  # the end of the file says little: show the last line that has something
         offset = max(0, len(source.text.rstrip()) - 1)
     word = re.compile(r"[\w.-]+").match(source.text, offset)
+    message = f"not well-formed YAML: {message}"
     return Finding("TM1101", message, source.span(offset, word.end() if word else offset + 1), notes=notes, help=help)
 
 
@@ -293,7 +294,7 @@ class _Reader:
                     "TM1105", "specs have no merge key `<<`", key.span,
                     help="a spec takes over another one with `extends`; an alias can stand for one whole value",
                 )  # fmt: skip
-            if not key.text:
+            if not key.text and not key.style:
                 raise Mistake("TM1101", "a key is missing here", self._source.span(key.span.start, key.span.start + 1))
             value, size = self._node(next(self._events), depth + 1)
             count += size + 1

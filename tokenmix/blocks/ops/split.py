@@ -29,7 +29,11 @@ class Split(Op):
         return Tally()
 
     def forward(self, x, *, inputs, parts, interleaved):
-        if interleaved is True:
+        if parts == 1:
+            return x
+        if not isinstance(interleaved, bool):
+            raise self.mistake("`interleaved` must be written as true or false", "TM1702")
+        if interleaved:
             return call("unbind", call("unflatten", x, -1, f"(-1, {parts})"), -1)
         return call("chunk", x, parts, "dim=-1")
 

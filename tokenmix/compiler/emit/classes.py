@@ -121,18 +121,27 @@ class Emitter:
         self._done: dict[tuple, ClassText] = {}
         self._taken = taken
 
-    def class_of(self, definition: Definition, inputs: tuple[Tensor, ...]) -> ClassText:
-        """The class of a block for inputs of these kinds, written at the first call."""
-        key = (definition, tuple(t.kind for t in inputs))
+    def class_of(self, definition: Definition, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> ClassText:
+        """The class of a block for inputs of these kinds and these words, written at the first call."""
+        key = (definition, *_choice(definition, inputs, arguments))
         if key not in self._done:
-            instances = [
-                g for g in self.elaborator.instances.get(definition, []) if tuple(t.kind for t in g.inputs) == key[1]
-            ]
-            if not instances:
-                raise Mistake("TM1702", f"block `{definition.name}` is never reached", definition.signature.span)
-            self._done[key] = _ClassWriter(self, definition, instances[0], self._name(definition.name)).write()
+            instance = self.instance(definition, inputs, arguments)
+            self._done[key] = _ClassWriter(self, definition, instance, self._name(definition.name)).write()
             self.classes.append(self._done[key])
         return self._done[key]
+
+    def instance(self, definition: Definition, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> BlockGraph:
+        """A use of the block in the model that runs through the same lines."""
+        choice = _choice(definition, inputs, arguments)
+        for graph in self.elaborator.instances.get(definition, []):
+            if _choice(definition, graph.inputs, graph.arguments) == choice:
+                return graph
+        raise Mistake(
+            "TM1702",
+            f"block `{definition.name}` stands where the model never comes at its default input size",
+            definition.signature.span,
+            help="choose an `input` at which every block is reached",
+        )
 
     def _name(self, block: str) -> str:
         base = "".join(part.capitalize() for part in block.split("_"))
@@ -144,6 +153,16 @@ class Emitter:
             name = f"{base}{number}" if number > 2 else f"{base}Block"
         self._taken.add(name)
         return name
+
+
+def _choice(definition: Definition, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> tuple:
+    """What decides which lines a class has: kinds of the inputs, and hyperparameters that choose among words."""
+    words = tuple(arguments[p.name] for p in definition.signature.parameters if _is_choice(p))
+    return tuple(t.kind for t in inputs), words
+
+
+def _is_choice(parameter: syntax.Parameter) -> bool:
+    return parameter.type is not None and len(parameter.type.names) > 1
 
 
 @dataclass
@@ -248,11 +267,8 @@ class _ClassWriter(Evaluator):
 
     def _parameter(self, parameter: syntax.Parameter) -> Any:
         value = self.instance.arguments[parameter.name]
-        words = parameter.type is not None and len(parameter.type.names) > 1
-        if words:  # words choose what is written; a class is written for one choice
-            others = {g.arguments[parameter.name] for g in self.emitter.elaborator.instances[self.definition]}
-            if len(others) == 1:
-                return value
+        if _is_choice(parameter):
+            return value  # words choose what is written: each choice is a class of its own
         leaf = Leaf(parameter.name, "argument")
         if isinstance(value, int) and not isinstance(value, bool):
             return Formula.of(leaf, value)
@@ -532,15 +548,16 @@ class _ClassWriter(Evaluator):
         value = self._flowing(expr.source, target)
         for i, call in enumerate(expr.calls):
             reads = {n for later in expr.calls[i:] for n in names_in(later)}.union(*self.pending)
-            if isinstance(value, _Value) and value.calls >= _CHAIN and target and target not in reads:
+            if isinstance(value, _Value) and target and target not in reads and self._is_full(value, call, target):
                 self._set(target, value)
                 value = self.environment[target]
             value = self._apply(call, (self._tensor(value),))
-            code = value.code
-            if len(code) > WIDTH - 24 and isinstance(value, _Value) and target and target not in reads and i + 1 < len(expr.calls):
-                self._set(target, value)
-                value = self.environment[target]
         return value
+
+    def _is_full(self, value: _Value, call: syntax.Call, target: str) -> bool:
+        """Whether the line that makes `value` should end before another call is put around it."""
+        around = len(self.definition.labels.get(id(call), call.callee)) + len("self.()")
+        return value.calls >= _CHAIN or 4 * self.forward.depth + len(f"{target} = {value.code}") + around > WIDTH
 
     def dimension(self, expr: syntax.Name, value: Any) -> Any:
         return getattr(value.tensor, expr.dim)
@@ -714,13 +731,13 @@ class _ClassWriter(Evaluator):
             if constructor is not None:
                 self.recorder.arguments |= recorder.arguments
             return constructor, outputs if isinstance(outputs, tuple) else (outputs,)
-        text = self.emitter.class_of(target, inputs)
+        text = self.emitter.class_of(target, inputs, arguments)
         given = {a.name for a in match_names(target, call)}
         with self._code():
             parts = [str(inputs[i].C) for i in text.channels.values()]
             parts += [f"{name}={_text(arguments[name])}" for name in text.parameters if name in given]
-        callee = _Callee(self.emitter, target, self.environment, arguments, inputs)
-        return f"{text.name}({', '.join(parts)})", callee.outputs()
+        shadow = _Shadow(self.emitter, target, self.emitter.instance(target, inputs, arguments), "")
+        return f"{text.name}({', '.join(parts)})", shadow.results(inputs, arguments)
 
     def _call(
         self, target: Definition | Op, call: syntax.Call, arguments: dict[str, Any], values: tuple[_Value, ...], label: str
@@ -740,7 +757,7 @@ class _ClassWriter(Evaluator):
         assert isinstance(target, Op)
         with self._code(forward=True):
             code = target.forward(*(v.code for v in values), inputs=tuple(v.tensor for v in values), **arguments)
-        return _result(code, outputs, values, several=isinstance(target.shape(*(v.tensor for v in values), **arguments), tuple))
+        return _result(code, outputs, values)
 
     def _place(self, label: str, constructor: str) -> str:
         """Put a submodule into the constructor where the loops and conditions around it say; how `forward` finds it."""
@@ -781,32 +798,16 @@ class _ClassWriter(Evaluator):
         return f"self.{label}[{key}]"
 
 
-class _Callee:
-    """Outputs of a called block in the caller's formulas: the callee is run again, writing nothing."""
+class _Shadow(_ClassWriter):
+    """Runs a called block for the shape of its results in the caller's formulas, and writes nothing."""
 
-    def __init__(
-        self, emitter: Emitter, definition: Definition, names: dict[str, Any], arguments: dict[str, Any], inputs: tuple[Tensor, ...]
-    ):
-        self.arguments = (emitter, definition, arguments, inputs)
-
-    def outputs(self) -> tuple[Tensor, ...]:
-        emitter, definition, arguments, inputs = self.arguments
-        kinds = tuple(t.kind for t in inputs)
-        instance = next(g for g in emitter.elaborator.instances[definition] if tuple(t.kind for t in g.inputs) == kinds)
-        shadow = _Shadow(emitter, definition, instance, "")
-        for declared, tensor in zip(definition.signature.inputs, inputs, strict=True):
-            shadow.environment[declared.name] = _Value(declared.name, tensor)
+    def results(self, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+        for declared, tensor in zip(self.definition.signature.inputs, inputs, strict=True):
+            self.environment[declared.name] = _Value(declared.name, tensor)
         for letter in inputs[0].letters:
             if letter in "CHWN":
-                shadow.environment[letter] = getattr(inputs[0], letter)
-        shadow.environment.update(arguments)
-        return shadow.results()
-
-
-class _Shadow(_ClassWriter):
-    """Runs a definition for its result's shape only."""
-
-    def results(self) -> tuple[Tensor, ...]:
+                self.environment[letter] = getattr(inputs[0], letter)
+        self.environment.update(arguments)
         helpers = set(self.emitter.helpers)
         try:
             self._statements(self.definition.block.body)
@@ -828,9 +829,9 @@ def match_names(target: Definition | Op, call: syntax.Call) -> list[syntax.Argum
     return [replace(argument, name=name) for name, argument in matched.items()]
 
 
-def _result(code: str, outputs: tuple[Tensor, ...], values: tuple[_Value, ...], several: bool = False) -> Any:
+def _result(code: str, outputs: tuple[Tensor, ...], values: tuple[_Value, ...]) -> Any:
     calls = max((v.calls for v in values), default=0) + 1
-    if len(outputs) > 1 or several:
+    if len(outputs) > 1:
         return _Several(code, outputs, calls)
     return _Value(code, outputs[0], calls)
 

@@ -269,7 +269,7 @@ class _Program:
                     site.call.span, help="put it into a block under `definitions`",
                 )  # fmt: skip
             return constructor
-        text = self.emitter.class_of(target, (shape,))
+        text = self.emitter.class_of(target, (shape,), site.arguments)
         parts = [str(shape.C) for _ in text.channels]
         for name in text.parameters:
             if name in symbolic:

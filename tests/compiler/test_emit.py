@@ -1,0 +1,306 @@
+"""Emission: definitions of every form become classes that run as the graph says."""
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import tokenmix
+from tokenmix.compiler.verify import verify
+from tokenmix.runtime.module import class_name, import_source
+
+
+def load(tmp_path, definitions, blocks="mixer()", *, head="", extra="", size=(12, 10), repeat=2):
+    text = textwrap.dedent(
+        f"""\
+        tokenmix: 1
+        name: probe
+        input: [8, {size[0]}, {size[1]}]
+        {extra}
+        stages:
+          - blocks: {blocks}
+            repeat: {repeat}
+        {head}
+        definitions: |
+        """
+    ) + textwrap.indent(textwrap.dedent(definitions), "  ")
+    path = tmp_path / "probe.yaml"
+    path.write_text(text)
+    return tokenmix.load(path)
+
+
+def run(model, size=(12, 10)):
+    """Build, check the parameters, run forward and backward; the result and the module."""
+    assert model.findings == (), "\n".join(str(f) for f in model.findings)
+    verify(model.graph)
+    module = tokenmix.build(model).double()
+    graph = model.elaborate()
+    named = {
+        (f"{path}.{weight}" if weight else path): shape
+        for _, path, node, reused in graph.walk()
+        if not reused
+        for weight, shape in node.weights.items()
+    }
+    assert {k: tuple(p.shape) for k, p in module.named_parameters()} == named
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+    result = module(x)
+    expected = model.elaborate(size).outputs[0]
+    assert tuple(result.shape[1:]) == expected.dims
+    result.sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    return result, module, x
+
+
+def emitted_class(model, name):
+    source = model.source()
+    return source[source.index(f"class {name}(") :].split("\n\n\n")[0]
+
+
+def test_an_if_that_goes_one_way_everywhere_leaves_no_trace(tmp_path):
+    definitions = """
+    block mixer(x; wide: bool = true):
+        if wide:
+            y = x |> linear(2 * C) |> back: linear(C)
+        else:
+            y = x |> narrow: linear(C)
+        return x + y
+    """
+    model = load(tmp_path, definitions)
+    run(model)
+    text = emitted_class(model, "Mixer")
+    assert "if" not in text and "narrow" not in text and "wide" not in text
+
+
+def test_an_if_that_goes_both_ways_stays(tmp_path):
+    definitions = """
+    block mixer(x; wide: bool):
+        if wide:
+            y = x |> up: linear(2 * C) |> down: linear(C)
+        else:
+            y = x |> narrow: linear(C)
+        return x + y
+    """
+    model = load(tmp_path, definitions, blocks="[mixer(wide=true), mixer(wide=false)]", repeat=4)
+    _, module, _ = run(model)
+    assert "if wide:" in emitted_class(model, "Mixer") and "if self.wide:" in emitted_class(model, "Mixer")
+    assert hasattr(module.stages[0].blocks[0], "up") and not hasattr(module.stages[0].blocks[1], "up")
+
+
+def test_an_if_on_the_input_size_is_decided_at_run_time(tmp_path):
+    definitions = """
+    block mixer(x):
+        y = x |> linear(C)
+        if H % 2 == 1 and W > 3:
+            y = y |> gelu
+        else:
+            y = y |> relu
+        return x + y
+    """
+    model = load(tmp_path, definitions)
+    _, module, x = run(model)
+    block = module.stages[0].blocks[0]
+    for size, function in ((12, 10), torch.relu), ((11, 10), torch.nn.functional.gelu), ((11, 3), torch.relu):
+        x = torch.randn(1, *size, 8, dtype=torch.float64)
+        assert torch.equal(block(x), x + function(block.linear(x)))
+    run(model, (11, 9))
+
+
+def test_loops_become_module_lists_and_conditions_in_them_module_dicts(tmp_path):
+    definitions = """
+    block mixer(x; depth: int):
+        for j in 0..depth:
+            x = x |> layers: linear(C)
+            if j % 2 == 0:
+                x = x |> norms: layer_norm
+        for i in 1..3:
+            for j in 0..2:
+                x = x |> grid: linear(C)
+        return x
+    """
+    model = load(tmp_path, definitions, blocks="mixer(depth=3)")
+    _, module, x = run(model)
+    block = module.stages[0].blocks[0]
+    keys = {k.rsplit(".", 1)[0] for k in block.state_dict()}
+    assert keys == {
+        "layers.0", "layers.1", "layers.2", "norms.0", "norms.2", "grid.1_0", "grid.1_1", "grid.2_0", "grid.2_1"
+    }  # fmt: skip
+    y = x.permute(0, 2, 3, 1)
+    expected = block.norms["0"](block.layers[0](y))
+    expected = block.norms["2"](block.layers[2](block.layers[1](expected)))
+    for key in ("1_0", "1_1", "2_0", "2_1"):
+        expected = block.grid[key](expected)
+    assert torch.equal(block(y), expected)
+
+
+def test_declared_modules_share_their_weights(tmp_path):
+    definitions = """
+    block half(x):
+        return x |> linear(C)
+
+    block mixer(x):
+        module position = dwconv(3)
+        module again = half()
+        x = x + position(x)
+        x = x + again(x) + position(x)
+        return again(x)
+    """
+    model = load(tmp_path, definitions, repeat=1)
+    _, module, x = run(model)
+    block = module.stages[0].blocks[0]
+    assert len(list(block.parameters())) == 4
+    y = x.permute(0, 2, 3, 1)
+    y = y + block.position(y)
+    assert torch.allclose(block(x.permute(0, 2, 3, 1)), block.again(y + block.again(y) + block.position(y)))
+
+
+def test_blocks_take_and_give_several_tensors(tmp_path):
+    definitions = """
+    block pair(x, y; share: int):
+        require y.C % share == 0, "y is shared evenly"
+        z = y |> linear(2 * y.C / share)
+        return x |> first: linear(C), z
+
+    block mixer(x):
+        y = x |> reduce: linear(C / 2)
+        a, b = pair(x, y; share = 2)
+        c, _ = pair(a, b; share = 4)
+        return x + c
+    """
+    model = load(tmp_path, definitions, repeat=1)
+    # The second result of the second pair goes nowhere.
+    assert [f.id for f in model.findings] == [] or {f.id for f in model.findings} == {"TM1405"}
+
+
+def test_one_block_on_maps_and_on_vectors_is_two_classes(tmp_path):
+    definitions = """
+    block tiny(x):
+        return x |> batch_norm |> linear(C)
+
+    block mixer(x):
+        gate = x |> mean |> gate: tiny |> sigmoid
+        return (x |> tiny) * gate
+    """
+    model = load(tmp_path, definitions)
+    run(model)
+    source = model.source()
+    assert "class Tiny(" in source and "class TinyBlock(" in source
+    assert "nn.BatchNorm1d(dim)" in source and " BatchNorm2d(dim)" in source
+
+
+def test_words_choose_between_classes(tmp_path):
+    definitions = """
+    block mixer(x; bias: none | relative):
+        return x |> qkv: linear(3 * C) |> inner(bias)
+
+    block inner(x; bias: none | relative):
+        q, k, v = x |> split(3)
+        return window_attention(q, k, v; heads = 2, window = 2, bias = bias)
+    """
+    model = load(tmp_path, definitions, blocks="[mixer(bias=relative), mixer(bias=none)]")
+    _, module, _ = run(model)
+    assert module.stages[0].blocks[0].inner.window_attention.bias_table is not None
+    assert module.stages[0].blocks[1].inner.window_attention.bias_table is None
+
+
+def test_numbers_lists_and_functions_become_python(tmp_path):
+    definitions = """
+    block mixer(x; widths: [int], rate: rate = 0.1):
+        hidden = max(widths) * C // 3 + len(widths)
+        for j in 0..len(widths):
+            x = x |> layers: wide(widths[j] if j > 0 else hidden, rate)
+        return x
+
+    block wide(x; hidden: int, rate: rate):
+        y = x |> up: linear(2 * hidden) |> gelu |> drop_path(rate) |> down: linear(C)
+        return x + y
+    """
+    model = load(tmp_path, definitions, blocks='"mixer(widths=[3, 5, 4])"')
+    _, module, _ = run(model)
+    layers = module.stages[0].blocks[0].layers
+    assert [layer.up.out_features for layer in layers] == [2 * (5 * 8 // 3 + 3), 10, 8]
+
+
+def test_exact_division_adds_up(tmp_path):
+    definitions = """
+    block mixer(x):
+        a = x |> one: linear(C / 2)
+        b = x |> two: linear(3 * C / 4)
+        return concat(a, b, a) |> proj: linear(C)
+    """
+    model = load(tmp_path, definitions)
+    run(model)
+    assert "self.proj = nn.Linear(7 * dim // 4, dim)" in model.source()
+
+
+def test_weights_that_depend_on_the_input_size_are_a_finding(tmp_path):
+    model = load(tmp_path, "block mixer(x):\n    return x |> linear(N / 15) |> linear(C)\n")
+    assert model.findings == ()
+    with pytest.raises(tokenmix.FindingsError) as caught:
+        model.source()
+    assert [f.id for f in caught.value.findings] == ["TM1702"]
+
+
+def test_a_doc_comment_cannot_leave_its_docstring(tmp_path):
+    definitions = '''
+    ## Harmless""" + __import__("os").getcwd() + """ \\\\ and \\""" too
+    block mixer(x):
+        require C > 1, "a message with { braces } and \\" + 1"
+        return x |> linear(C)
+    '''.replace('\\"', "'")
+    model = load(tmp_path, definitions)
+    assert model.findings == ()
+    tree = ast.parse(model.source())
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert "__import__" not in names
+    run(model)
+
+
+SHIPPED = ["mixformer_b0", "mixformer_b4", "atmnet_xt", "atmnet_l"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_emitted_lines_are_clean_python(name):
+    source = tokenmix.load(name).source()
+    ast.parse(source)
+    assert max(map(len, source.splitlines())) <= 120
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I", "--line-length", "120", "-"],
+        input=source, text=True, capture_output=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_standalone_source_needs_torch_only_and_computes_the_same(name, tmp_path):
+    model = tokenmix.load(name)
+    source = model.source(standalone=True)
+    imported = {n.split(".")[0] for n in re.findall(r"^(?:from|import) (\S+)", source, re.M)}
+    assert imported <= {"math", "collections", "torch"}
+    usual = getattr(import_source(model.source(), name), class_name(model))
+    alone = getattr(import_source(source, name), class_name(model))
+    with torch.device("meta"):
+        ours, other = usual(num_classes=3), alone(num_classes=3)
+    ours, other = ours.to_empty(device="cpu"), other.to_empty(device="cpu")
+    ours.init_weights()
+    other.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), other.eval()(x))
+
+
+def test_emission_is_deterministic():
+    assert tokenmix.load("mixformer_b4").source() == tokenmix.load("mixformer_b4").source()
+
+
+def test_overrides_change_the_emitted_model():
+    model = tokenmix.load("mixformer_b1", classes=10, drop_path=0.1, window=5)
+    assert model.findings == ()
+    module = tokenmix.build(model)
+    assert module.head.classifier.out_features == 10
+    assert module.stages[0].blocks[0].attn.attn.window == 5
+    assert module.stages[3].blocks[5].drop_path.rate == pytest.approx(0.1)
+    assert model.cost().params == sum(p.numel() for p in module.parameters())
