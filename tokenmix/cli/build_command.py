@@ -33,7 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tokenmix.compiler.model import load
     from tokenmix.compiler.report import exact_misses
+    from tokenmix.runtime.module import require_torch
 
+    require_torch("numpy", "PIL")
     model = load(options.spec, **dict(options.set))
     if model.findings:
         tell(model.findings)
@@ -135,9 +137,6 @@ def _table(name: str) -> str:
 
 
 def _run(model: Model, source: str, options: argparse.Namespace) -> int:
-    from tokenmix.runtime.module import require_torch
-
-    require_torch("numpy", "PIL")
     note = _Progress()
     note("importing torch")
     import torch

@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from tokenmix.dsl import syntax
-from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
-from tokenmix.dsl.expressions import TYPES
+from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
+from tokenmix.dsl.expressions import TYPES, Evaluator, coerce
 
-__all__ = ["bind", "hyperparameters", "is_word", "match_arguments", "takes"]
+__all__ = ["bind", "default_value", "hyperparameters", "is_word", "match_arguments", "takes"]
 
 
 def takes(signature: syntax.Signature) -> str:
@@ -43,9 +43,11 @@ def match_arguments(
                 findings.append(
                     Finding(
                         "TM1306",
-                        f"`{signature.name}` takes {len(names)} hyperparameters, this is one too many",
+                        f"`{signature.name}` takes {len(names)} hyperparameter{'s' if len(names) != 1 else ''}, "
+                        "this is one too many",
                         argument.span,
-                        help=f"{takes(signature)}; in a pipe, tensors stand before a `;`",
+                        help=takes(signature)
+                        + ("; in a pipe, further tensors stand before a `;`" if len(signature.inputs) > 1 else ""),
                     )
                 )
                 continue
@@ -65,13 +67,16 @@ def match_arguments(
             )
             continue
         if name in matched:
-            findings.append(Finding("TM1208", f"`{name}` is given twice", argument.span, help=takes(signature)))
+            first = Note("first", matched[name].span)
+            findings.append(
+                Finding("TM1208", f"`{name}` is given twice", argument.span, notes=(first,), help=takes(signature))
+            )
             continue
         matched[name] = argument
     for parameter in signature.parameters:
         if parameter.default is None and parameter.name not in matched:
-            misspelt = any(f.id == "TM1204" and f.help == f"did you mean `{parameter.name}`?" for f in findings)
-            if not misspelt:
+            # A name that is none of the others is most likely this one, misspelt or called as elsewhere.
+            if not any(f.id == "TM1204" for f in findings):
                 findings.append(
                     Finding(
                         "TM1205",
@@ -135,3 +140,24 @@ def is_word(parameter: syntax.Parameter, expr: syntax.Expr, known: Any) -> bool:
         and parameter.type.names[0] not in TYPES
         and expr.name not in known
     )
+
+
+def default_value(parameter: syntax.Parameter, owner: str) -> Any:
+    """The value of a parameter's default, as its type wants it. Raises `Mistake`."""
+    known = vars(parameter)  # kept with the parameter: elaboration asks for it at every call
+    if "_default_value" not in known:
+        assert parameter.default is not None
+        if is_word(parameter, parameter.default, {}):
+            value: Any = parameter.default.name  # type: ignore[union-attr]
+        else:
+            value = _Head({}, f"the head of `{owner}`").value(parameter.default)
+        what = f"`{parameter.name}` of `{owner}`"
+        known["_default_value"] = coerce(value, parameter.type, parameter.default.span, what)
+    return known["_default_value"]
+
+
+class _Head(Evaluator):
+    def eval_name(self, expr: syntax.Name) -> Any:
+        raise Mistake(
+            "TM1206", f"a default cannot read `{expr.name}`", expr.span, help="a default is a number, word, text or list"
+        )

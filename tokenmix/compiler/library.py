@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenmix.blocks.op import Op
 from tokenmix.blocks.ops import find_op, op_names
 from tokenmix.compiler.definition import Definition
-from tokenmix.dsl.diagnostics import Finding
+from tokenmix.dsl.diagnostics import Finding, Note
+from tokenmix.dsl.expressions import FUNCTIONS
 from tokenmix.dsl.files import read_text
 from tokenmix.dsl.parser import parse_blocks
 from tokenmix.dsl.source import Source
@@ -22,7 +23,7 @@ from tokenmix.dsl.source import Source
 __all__ = ["Library", "shipped_blocks"]
 
 _BLOCKS = Path(__file__).parent.parent / "blocks"
-_HEAD = re.compile(r"^block[ \t]+(\w+)", re.M)
+_HEAD = re.compile(r"^[ \t]*block[ \t]+(\w+)", re.M)
 
 
 @cache
@@ -62,6 +63,8 @@ class Library:
     def __init__(self, definitions: list[Source] | None = None, folder: Path | None = None):
         self.findings: list[Finding] = []
         self._own: dict[str, Definition] = {}
+        self._unread: set[str] = set()
+        self._incomplete = False
         for source in definitions or []:
             self._add(source)
         if folder is not None and folder.resolve() != _BLOCKS:
@@ -69,34 +72,48 @@ class Library:
                 source = read_text(path, self.findings)
                 if source is not None:
                     self._add(source)
+                else:
+                    self._incomplete = True
 
     def _add(self, source: Source) -> None:
         blocks, findings = parse_blocks(source)
         self.findings += findings
         here: dict[str, Definition] = {}
         for block in blocks:
-            if block.name in here:
+            if block.name in FUNCTIONS:
                 self.findings.append(
                     Finding(
-                        "TM1208",
-                        f"two blocks are called `{block.name}`",
-                        block.signature.span.source.span(
-                            block.signature.span.start, block.signature.span.start + len(block.name)
-                        ),
+                        "TM1211", f"`{block.name}` is a function on numbers, no block can be called so",
+                        block.name_span, help="choose another name",
                     )
+                )  # fmt: skip
+            elif block.name in here:
+                first = Note("first", here[block.name].block.name_span)
+                self.findings.append(
+                    Finding("TM1208", f"two blocks are called `{block.name}`", block.name_span, notes=(first,))
                 )
-                continue
-            here[block.name] = Definition(block)
+            else:
+                here[block.name] = Definition(block)
         for name, definition in here.items():
-            self._own.setdefault(name, definition)
+            if name not in self._unread:
+                self._own.setdefault(name, definition)
+        if findings:
+            self._unread |= set(_HEAD.findall(source.text)) - self._own.keys()
+            self._incomplete |= not _HEAD.search(source.text)
 
     def find(self, name: str) -> Definition | Op | None:
         """The block or op of that name, or None."""
         if name in self._own:
             return self._own[name]
+        if name in self._unread:
+            return None
         if name in shipped_blocks():
             return _shipped(name)
         return find_op(name)
+
+    def may_hold(self, name: str) -> bool:
+        """Whether a block that could not be read may have that name: then its absence is no finding of its own."""
+        return name in self._unread or self._incomplete
 
     def own(self) -> list[Definition]:
         """Blocks that do not come with tokenmix."""

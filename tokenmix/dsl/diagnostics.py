@@ -92,11 +92,16 @@ class Finding:
 
 
 class Mistake(Exception):
-    """Carries one finding from where it is noticed to where findings are collected."""
+    """Carries one finding from where it is noticed to where findings are collected.
 
-    def __init__(self, id: str, message: str, span: Span | None = None, **details):
+    Attributes:
+        about: the expression or call that has no value, whose names lead to the values at fault.
+    """
+
+    def __init__(self, id: str, message: str, span: Span | None = None, *, about: object = None, **details):
         super().__init__(message)
         self.finding = Finding(id, message, span, **details)
+        self.about = about
 
 
 class FindingsError(ValueError):
@@ -115,6 +120,8 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
         ['window_attention']
     """
     known = list(known)
+    if len(word) > 60:
+        return []
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     return near or [k for k in known if k.lower() == word.lower()]
 
@@ -142,8 +149,9 @@ def render(findings: Iterable[Finding], format: str = "text") -> str:
 
 
 def _as_text(finding: Finding) -> str:
-    lines = [f"error[{finding.id} {finding.slug}]: {finding.message}"]
+    lines = [f"error[{finding.id} {finding.slug}]: {_plain(finding.message)}"]
     span = finding.span
+    gutter = ""
     if span is not None:
         line, column = span.position
         text = span.source.line(line)
@@ -152,30 +160,48 @@ def _as_text(finding: Finding) -> str:
         if text.strip():
             width = max(1, min(span.end - span.start, len(text) - column + 1))
             shown, pointer = _clip(text, column - 1, width)
+            blanks = " " * _columns(shown[:pointer])
+            carets = "^" * max(1, _columns(shown[pointer : pointer + width]))
             lines += [
                 f"{gutter} |",
                 f"{line} | {shown}",
-                f"{gutter} | {' ' * pointer}{'^' * width} {finding.label}".rstrip(),
+                f"{gutter} | {blanks}{carets} {_plain(finding.label)}".rstrip(),
             ]
-            lines.append(f"{gutter} |")
-    gutter = " " * len(str(span.position[0])) if span else ""
+            if finding.notes or finding.help:
+                lines.append(f"{gutter} |")
     for note in finding.notes:
         where = f" ({note.span})" if note.span else ""
-        lines.append(f"{gutter} = {note.message}{where}")
+        lines.append(f"{gutter} = {_plain(note.message)}{where}")
     if finding.help:
-        lines.append(f"{gutter} = help: {finding.help}")
-    if lines[-1].rstrip().endswith("|"):
-        lines.pop()
+        lines.append(f"{gutter} = help: {_plain(finding.help)}")
     return "\n".join(lines)
+
+
+def _plain(text: str, longest: int = 600) -> str:
+    """A text from a spec as it may stand in a line on a terminal: nothing that steers it, and not without end."""
+    if len(text) > longest:
+        text = f"{text[: longest - 60]} ... {text[-40:]}"
+    return text if text.isprintable() else "".join(
+        c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text
+    )
 
 
 def _clip(text: str, column: int, width: int, longest: int = 140) -> tuple[str, int]:
     """A long line cut to the part around the underlined characters, tabs as single blanks."""
-    text = text.replace("\t", " ")
+    text = _plain(text.replace("\t", " "), len(text))
     if len(text) <= longest:
         return text, column
     start = max(0, min(column - longest // 3, len(text) - longest))
     return ("... " if start else "") + text[start : start + longest], column - start + (4 if start else 0)
+
+
+def _columns(text: str) -> int:
+    """Columns that a text takes on a terminal: two for a wide East Asian character, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _as_dict(finding: Finding) -> dict:

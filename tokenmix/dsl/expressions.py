@@ -7,7 +7,8 @@ and formulas (emission) by overriding what they treat differently.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -17,7 +18,7 @@ from tokenmix.dsl.diagnostics import Mistake, Note, nearest
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_LIST
 from tokenmix.dsl.source import Span
 
-__all__ = ["FUNCTIONS", "Evaluator", "RampRate", "Rate", "TYPES", "coerce", "describe", "names_in"]
+__all__ = ["FUNCTIONS", "Evaluator", "RampRate", "Rate", "TYPES", "coerce", "describe", "listed", "names_in"]
 
 # Functions on numbers and lists, with what they take.
 FUNCTIONS: dict[str, str] = {
@@ -66,18 +67,24 @@ class Rate:
     zero: bool
 
 
+_SHOWN = 8  # entries of a list that a message shows
+
+
 def describe(value: Any) -> str:
-    """A value in the words of the language, for messages."""
+    """A value in the words of the language, for messages. Long lists and texts are cut."""
+    if value is None:
+        return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Fraction):
-        return f"{value.numerator}/{value.denominator} ({float(value):.4g})"
+        return f"{value.numerator}/{value.denominator} = {float(value):.4g}"
     if isinstance(value, Rate):
         return "0.0" if value.zero else "a rate above 0"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(describe(v) for v in value) + "]"
+        more = [f"... ({len(value)} entries)"] if len(value) > _SHOWN + 1 else []
+        return "[" + ", ".join([describe(v) for v in (value[:_SHOWN] if more else value)] + more) + "]"
     if isinstance(value, str):
-        return f'"{value}"'
+        return f'"{value if len(value) <= 60 else value[:50] + "..."}"'
     return repr(value) if isinstance(value, int | float) else str(value)
 
 
@@ -122,18 +129,21 @@ class Evaluator:
                 "TM1206",
                 f"nothing is called `{expr.name}` in {self.scope}",
                 expr.span,
-                help=f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(self.names)) or 'nothing'}",
+                help=f"did you mean `{near[0]}`?" if near else f"known here: {listed(sorted(self.names)) or 'nothing'}",
             )
         value = self.names[expr.name]
         return self.dimension(expr, value) if expr.dim else value
 
     def dimension(self, expr: syntax.Name, value: Any) -> Any:
-        raise Mistake("TM1301", f"`{expr.name}` is no tensor, it has no `.{expr.dim}`", expr.span)
+        raise Mistake("TM1301", f"`{expr.name}` is {describe(value)} and no tensor: it has no `.{expr.dim}`", expr.span)
 
     def eval_listof(self, expr: syntax.ListOf) -> Any:
-        if len(expr.items) > MAX_LIST:
-            raise Mistake("TM1302", f"a list has at most {MAX_LIST} entries", expr.span)
-        return tuple(self.value(item) for item in expr.items)
+        values = tuple([self.value(item) for item in expr.items])
+        if sum(len(v) if isinstance(v, tuple) else 1 for v in values) > MAX_LIST:
+            raise Mistake("TM1302", f"a list has at most {MAX_LIST:,} entries", expr.span)
+        if any(isinstance(v, tuple) and any(isinstance(w, tuple) for w in v) for v in values):
+            raise Mistake("TM1104", "lists stand in lists, but no deeper", expr.span)
+        return values
 
     def eval_unary(self, expr: syntax.Unary) -> Any:
         operand = self.value(expr.operand)
@@ -160,32 +170,47 @@ class Evaluator:
         if expr.op in ("==", "!=", "<", "<=", ">", ">="):
             return self._compare(expr, left, right)
         if isinstance(left, Rate) or isinstance(right, Rate):
-            return Rate(expr.op == "*" and any(v == Rate(True) or v == 0 for v in (left, right)))
+            return self._rate(expr, left, right)
         self._number(left, expr.left)
         self._number(right, expr.right)
         try:
             result = _ARITHMETIC[expr.op](left, right, expr)
         except ZeroDivisionError:
-            raise Mistake(
-                "TM1304", f"`{expr.op}` divides by zero", expr.right.span, notes=self.values_of(expr.right)
-            ) from None
+            raise self._by_zero(expr) from None
         except OverflowError:
             raise self._too_large(expr) from None
-        if isinstance(result, Fraction) and result.denominator == 1:
-            result = int(result)
-        if isinstance(result, complex) or result != result or abs(result) > MAX_INTEGER:
+        if isinstance(result, complex):
+            raise Mistake("TM1304", "a root of a negative number", expr.span, notes=self.values_of(expr), about=expr)
+        return self._bounded(result, expr)
+
+    def _bounded(self, result: Any, expr: syntax.Expr) -> Any:
+        if isinstance(result, Fraction):
+            if result.denominator == 1:
+                result = int(result)
+            elif result.denominator > MAX_INTEGER:
+                raise self._too_large(expr)
+        if isinstance(result, int | float | Fraction) and not abs(result) <= MAX_INTEGER:  # also refuses nan
             raise self._too_large(expr)
         return result
+
+    def _rate(self, expr: syntax.Binary, left: Any, right: Any) -> Rate:
+        """Arithmetic with a rate of which only is known whether it is zero."""
+        for value, side in ((left, expr.left), (right, expr.right)):
+            if not isinstance(value, Rate):
+                self._number(value, side)
+        if expr.op in ("/", "//", "%") and right in (0, Rate(True)):
+            raise self._by_zero(expr)
+        return Rate(expr.op == "*" and any(v == Rate(True) or v == 0 for v in (left, right)))
 
     def _compare(self, expr: syntax.Binary, left: Any, right: Any) -> bool:
         if isinstance(left, Rate) or isinstance(right, Rate):
             rate, other = (left, right) if isinstance(left, Rate) else (right, left)
             if other != 0:
-                raise Mistake("TM1301", "a rate can only be compared with 0", expr.span)
+                raise Mistake("TM1301", "a rate can only be compared with 0", expr.span, about=expr)
             left, right = (0 if rate.zero else 1, 0) if isinstance(left, Rate) else (0, 0 if rate.zero else 1)
         if expr.op in ("==", "!="):
-            if isinstance(left, str) != isinstance(right, str):
-                raise Mistake("TM1301", f"{describe(left)} and {describe(right)} cannot be compared", expr.span)
+            if _sort(left) != _sort(right):
+                raise Mistake("TM1301", f"{describe(left)} and {describe(right)} cannot be compared", expr.span, about=expr)
             return (left == right) == (expr.op == "==")
         self._number(left, expr.left)
         self._number(right, expr.right)
@@ -197,15 +222,17 @@ class Evaluator:
     def eval_index(self, expr: syntax.Index) -> Any:
         base, index = self.value(expr.base), self.value(expr.index)
         if not isinstance(base, tuple):
-            raise Mistake("TM1301", f"{describe(base)} is not a list, it has no entries", expr.base.span)
+            raise Mistake("TM1301", f"{describe(base)} is not a list, it has no entries", expr.base.span, about=expr.base)
         if isinstance(index, bool) or not isinstance(index, int):
-            raise Mistake("TM1301", f"an index is a whole number, got {describe(index)}", expr.index.span)
+            raise Mistake("TM1301", f"an index is a whole number, got {describe(index)}", expr.index.span, about=expr.index)
         if not -len(base) <= index < len(base):
+            what = f"`{expr.base.name}`" if isinstance(expr.base, syntax.Name) else "the list"
             raise Mistake(
                 "TM1302",
-                f"the list has {len(base)} entries, there is no entry {index} (the first is 0)",
+                f"{what} has {_entries(len(base))}, there is no entry {index} (the first is 0)",
                 expr.span,
                 notes=self.values_of(expr),
+                about=expr,
             )
         return base[index]
 
@@ -219,7 +246,7 @@ class Evaluator:
                 help=f"did you mean `{near[0]}`?" if near else f"functions: {', '.join(sorted(FUNCTIONS))}",
             )
         if expr.label or any(a.name for a in expr.tensors + expr.arguments):
-            raise Mistake("TM1306", f"`{expr.callee}` takes plain numbers: {FUNCTIONS[expr.callee]}", expr.span)
+            raise Mistake("TM1306", f"`{expr.callee}` takes plain numbers", expr.span, help=FUNCTIONS[expr.callee])
         values = [self.value(a.value) for a in expr.tensors + expr.arguments]
         return self.function(expr, values)
 
@@ -229,12 +256,12 @@ class Evaluator:
         except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             given = ", ".join(describe(v) for v in values)
             raise Mistake(
-                "TM1306", f"`{expr.callee}` cannot take ({given})", expr.span, help=FUNCTIONS[expr.callee]
+                "TM1306", f"`{expr.callee}` cannot take ({given})", expr.span, help=FUNCTIONS[expr.callee], about=expr
             ) from None
-        return int(result) if isinstance(result, Fraction) and result.denominator == 1 else result
+        return self._bounded(result, expr)
 
     def eval_pipe(self, expr: syntax.Pipe) -> Any:
-        raise Mistake("TM1301", "a pipe carries tensors; here a number is wanted", expr.span)
+        raise Mistake("TM1301", "a pipe carries tensors; here a number is wanted", expr.span, about=expr)
 
     def values_of(self, expr: syntax.Expr) -> tuple[Note, ...]:
         """A note naming the value of each plain name in an expression."""
@@ -247,27 +274,52 @@ class Evaluator:
 
     def _number(self, value: Any, expr: syntax.Expr) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-            raise Mistake("TM1301", f"a number is wanted here, got {describe(value)}", expr.span)
+            raise Mistake("TM1301", f"a number is wanted here, got {describe(value)}", expr.span, about=expr)
 
     def _truth(self, value: Any, expr: syntax.Expr) -> bool:
         if not isinstance(value, bool):
+            number = isinstance(value, int | float | Fraction | Rate)
             raise Mistake(
                 "TM1301",
                 f"a condition is wanted here, got {describe(value)}",
                 expr.span,
-                help="compare it: `== 0`, `> 0`",
+                help="compare it: `== 0`, `> 0`" if number else "",
+                about=expr,
             )
         return value
 
+    def _by_zero(self, expr: syntax.Binary) -> Mistake:
+        notes = self.values_of(expr.right) if not isinstance(expr.right, syntax.Literal) else ()
+        return Mistake("TM1304", f"`{expr.op}` divides by zero", expr.right.span, notes=notes, about=expr.right)
+
     def _too_large(self, expr: syntax.Expr) -> Mistake:
-        return Mistake("TM1305", f"the result passes the limit of {MAX_INTEGER:.0e}", expr.span)
+        return Mistake(
+            "TM1305", f"the result passes the limit of {MAX_INTEGER:.0e}", expr.span, notes=self.values_of(expr), about=expr
+        )
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for a help text, the first few of many."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _entries(count: int) -> str:
+    return f"{count} entr{'y' if count == 1 else 'ies'}"
+
+
+def _sort(value: Any) -> str:
+    """What can be compared with each other."""
+    if isinstance(value, bool):
+        return "condition"
+    return "number" if isinstance(value, int | float | Fraction) else type(value).__name__
 
 
 def _power(left: Any, right: Any, expr: syntax.Expr) -> Any:
     if isinstance(right, Fraction):
         right = float(right)
-    size = math.log2(abs(left)) if left else 0.0
-    if abs(size * right) > 64:
+    size = (math.log2(abs(left)) if left else 0.0) * right
+    if size > 64 or size < -64 and not isinstance(left, float):
         raise OverflowError
     if isinstance(right, int) and right < 0 and not isinstance(left, float):
         return Fraction(left) ** right
@@ -319,50 +371,77 @@ def _refuse() -> Any:
     raise TypeError
 
 
-def coerce(value: Any, type_: syntax.TypeRef | None, span: Span | None, what: str, notes: tuple[Note, ...] = ()) -> Any:
-    """The value as its parameter's type wants it, or `Mistake`. `what` names the parameter in messages."""
+def coerce(
+    value: Any,
+    type_: syntax.TypeRef | None,
+    span: Span | None,
+    what: str,
+    notes: tuple[Note, ...] = (),
+    entries: Sequence[Span] = (),
+) -> Any:
+    """The value as its parameter's type wants it, or `Mistake`.
+
+    Args:
+        value: what was given.
+        type_: None takes anything.
+        span: the place of the value.
+        what: how messages call the parameter.
+        notes: further places that matter to a mistake.
+        entries: places of the entries of a list, where they are known.
+    """
     if type_ is None:
         return value
     if type_.many:
         if not isinstance(value, tuple):
-            raise Mistake("TM1301", f"{what} is a list, got {describe(value)}", span, help="write it in brackets: [...]")
+            raise Mistake(
+                "TM1301", f"{what} must be a list, got {describe(value)}", span, help="write it in brackets: [...]", notes=notes
+            )
         one = syntax.TypeRef(type_.span, type_.names)
-        return tuple(coerce(v, one, span, f"entry {i} of {what}", notes) for i, v in enumerate(value))
+        places = entries if len(entries) == len(value) else [span] * len(value)
+        return tuple([coerce(v, one, s, f"entry {i} of {what}", notes) for i, (v, s) in enumerate(zip(value, places, strict=True))])
     name = type_.names[0]
     if len(type_.names) > 1 or name not in TYPES:
-        if value not in type_.names:
-            near = nearest(str(value), type_.names)
-            choice = " or ".join(type_.names)
+        if not isinstance(value, str) or value not in type_.names:
+            near = nearest(value, type_.names) if isinstance(value, str) else []
+            words = [n for n in type_.names if n]
             raise Mistake(
                 "TM1301",
-                f"{what} is {choice}, got {describe(value)}",
+                f"{what} must be {' or '.join(words)}, got {value if isinstance(value, str) else describe(value)}",
                 span,
                 help=f"did you mean `{near[0]}`?" if near else "",
+                notes=notes,
             )
         return value
-    wrong = Mistake("TM1301", f"{what} is {TYPES[name]}, got {describe(value)}", span, notes=notes)
+    if isinstance(value, tuple):
+        raise Mistake(
+            "TM1301", f"{what} must be {TYPES[name]}, got a list: {describe(value)}", span, help="give one value", notes=notes
+        )
+
+    def wrong(help: str = "") -> Mistake:
+        return Mistake("TM1301", f"{what} must be {TYPES[name]}, got {describe(value)}", span, help=help, notes=notes)
+
     if name in ("bool", "str"):
         if not isinstance(value, bool if name == "bool" else str):
-            raise wrong
+            raise wrong("a text stands in double quotes" if name == "str" else "")
         return value
     if name == "rate" and isinstance(value, Rate):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise wrong
+        raise wrong("write it without quotes" if isinstance(value, str) and re.fullmatch(r"[-+.\d]+", value) else "")
     if name in ("int", "odd"):
         if isinstance(value, Fraction):
             raise Mistake("TM1303", f"{what} must come out whole, got {describe(value)}", span, notes=notes)
         if not isinstance(value, int):
-            raise wrong
+            raise wrong(f"write `{value:.0f}`" if value.is_integer() else "")
         if name == "odd" and value % 2 == 0:
             raise Mistake(
-                "TM1302", f"{what} is odd, got {value}", span, help=f"near values: {value - 1}, {value + 1}", notes=notes
+                "TM1302", f"{what} must be odd, got {value}", span, help=f"near values: {value - 1}, {value + 1}", notes=notes
             )
         return value
     if isinstance(value, Fraction):
         value = float(value)
     if name == "rate":
         if not 0 <= value < 1:
-            raise Mistake("TM1302", f"{what} is at least 0 and below 1, got {value}", span, notes=notes)
+            raise Mistake("TM1302", f"{what} must be at least 0 and below 1, got {describe(value)}", span, notes=notes)
         return value if isinstance(value, RampRate) else float(value)
     return value

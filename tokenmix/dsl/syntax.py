@@ -220,3 +220,8 @@ class Block(Node):
     @property
     def name(self) -> str:
         return self.signature.name
+
+    @property
+    def name_span(self) -> Span:
+        start = self.signature.span.start
+        return self.signature.span.source.span(start, start + len(self.name))

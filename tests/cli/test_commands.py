@@ -1,0 +1,219 @@
+"""Commands as a user types them: output, exit status, and what is left on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenmix.cli import COMMANDS, main
+from tokenmix.compiler.spec import shipped_specs
+
+SPECS = [str(p) for name, p in shipped_specs().items()]
+
+
+def run(capsys, *arguments):
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_of_every_command_shows_a_real_example(capsys):
+    for command in COMMANDS:
+        status, out, _ = run(capsys, command, "--help")
+        assert status == 0 and "example" in out and f"tokenmix {command}" in out.split("example", 1)[1]
+
+
+def test_flops_of_all_specs_reports_and_passes(capsys):
+    status, out, err = run(capsys, "flops", *SPECS)
+    assert (status, err) == (0, "")
+    assert "mixformer_b4" in out and "34.798" in out and "3.6G (-3.5%)" in out and "35M ok" in out
+
+
+def test_flops_json_has_one_row_per_spec_and_size(capsys):
+    status, out, _ = run(capsys, "flops", "mixformer_b4", "atmnet_l", "--format", "json")
+    report = json.loads(out)
+    assert status == 0 and report["schema"] == 1
+    rows = {(r["name"], *r["input"]): r for r in report["rows"]}
+    assert set(rows) == {("mixformer_b4", 3, 224, 224), ("atmnet_l", 3, 224, 224), ("atmnet_l", 3, 384, 384)}
+    row = rows["mixformer_b4", 3, 224, 224]
+    assert row["params"] == 34797572
+    assert {"mac": 3475237888, "flops": 6950475776, "fvcore": 3508531296}.items() <= row["costs"].items()
+    assert set(row["costs"]) >= {"mac", "flops", "fvcore", "mmcv", "paddle"}
+    figures = {f["quantity"]: f for f in row["published"]}
+    assert figures["params"] == {
+        "quantity": "params", "printed": "35M", "table": "3", "rule": "parameters", "value": 34797572, "status": "match"
+    }  # fmt: skip
+    assert figures["flops"]["status"] == "gap" and figures["flops"]["gap"] == pytest.approx(-0.0347, abs=1e-3)
+
+
+@pytest.mark.parametrize("by", ["stage", "block", "op"])
+@pytest.mark.parametrize("format", ["table", "json", "csv", "markdown"])
+def test_breakdowns_add_up(capsys, by, format):
+    status, out, _ = run(capsys, "flops", "mixformer_b4", "--by", by, "--format", format, "--convention", "mac,fvcore")
+    assert status == 0
+    if format == "json":
+        rows = json.loads(out)["rows"]
+        assert sum(r["params"] for r in rows) == 34797572
+        assert sum(r["costs"]["fvcore"] for r in rows) == 3508531296
+        if by == "stage":
+            assert all(0 < r["peak_live_bytes"] for r in rows)
+    elif format in ("table", "markdown"):
+        assert "34.798" in out and "3.509" in out
+
+
+def test_other_sizes_and_the_dense_backbone(capsys):
+    _, out, _ = run(capsys, "flops", "mixformer_b4", "--size", "800x1280,512x2048", "--dense", "--format", "json")
+    rows = json.loads(out)["rows"]
+    assert [(r["input"], r["params"], r["costs"]["mac"]) for r in rows] == [
+        ([3, 800, 1280], 32860828, 73326981952),
+        ([3, 512, 2048], 32860828, 77106325904),
+    ]
+
+
+def test_a_missed_exact_target_fails(capsys, tmp_path):
+    text = Path(SPECS[0]).with_name("mixformer_b0.yaml").read_text().replace("params: 5098767", "params: 5098768")
+    (tmp_path / "wrong.yaml").write_text(text)
+    status, _, err = run(capsys, "flops", "wrong.yaml")
+    assert status == 1 and "TM1601" in err and "5,098,767" in err and "wrong.yaml:9:13" in err
+
+
+def test_impossible_sizes_and_unknown_conventions(capsys):
+    status, _, err = run(capsys, "flops", "mixformer_b4", "--size", "60x60")
+    assert status == 1 and "TM1404" in err and "Traceback" not in err
+    status, _, err = run(capsys, "flops", "mixformer_b4", "--convention", "mca")
+    assert status == 2 and "mca" in err
+    status, _, err = run(capsys, "flops", "mixformer_b4", "--size", "big")
+    assert status == 2
+
+
+def test_audit_finds_nothing_at_two_sizes(capsys):
+    status, out, err = run(capsys, "flops", "mixformer_b0", "atmnet_xt", "--audit", "--format", "json")
+    rows = json.loads(out)["audit"]
+    assert (status, err) == (0, "") and len(rows) == 4 and all(r["status"] == "equal" for r in rows)
+
+
+def test_check_speaks_three_formats(capsys, tmp_path):
+    (tmp_path / "bad.yaml").write_text("tokenmix: 1\nname: bad\nstages:\n  - blocks: mixing_blok(heads=2)\n")
+    status, out, err = run(capsys, "check", "bad.yaml")
+    assert status == 1 and out == "" and "bad.yaml:4:13" in err and "mixing_block" in err
+    _, out, _ = run(capsys, "check", "bad.yaml", "--format", "json")
+    assert json.loads(out)["findings"][0]["id"] == "TM1203"
+    _, _, err = run(capsys, "check", "bad.yaml", "--format", "github")
+    assert err.startswith("::error file=bad.yaml,line=4,col=13")
+    assert run(capsys, "check", *SPECS)[0] == 0
+
+
+def test_build_writes_the_source_runs_an_image_and_reports(capsys, tmp_path):
+    status, out, err = run(capsys, "build", "mixformer_b1")
+    assert (status, err) == (0, "")
+    source = (tmp_path / "mixformer_b1.py").read_text()
+    assert source.startswith("# Emitted by tokenmix")
+    assert "stages.2" in out and "printed 8M in table 3" in out and "result 1x1000, all finite" in out
+    status, out, _ = run(capsys, "build", "mixformer_b1", "--standalone", "-o", "mixformer_b1.py", "--set", "classes=7")
+    assert status == 0 and "result 1x7" in out  # its own file it may replace
+    assert os.listdir(tmp_path) == ["mixformer_b1.py"]
+
+
+def test_build_replaces_no_file_of_the_users(capsys, tmp_path):
+    (tmp_path / "mixformer_b1.py").write_text("precious = 1\n")
+    status, _, err = run(capsys, "build", "mixformer_b1")
+    assert status == 1 and "TM1701" in err
+    assert (tmp_path / "mixformer_b1.py").read_text() == "precious = 1\n"
+
+
+def test_build_of_a_wrong_spec_writes_nothing(capsys, tmp_path):
+    (tmp_path / "bad.yaml").write_text("tokenmix: 1\nname: bad\nextends: mixformer_b1\nwith: {heads: [3, 4, 8, 16]}\n")
+    status, out, err = run(capsys, "build", "bad.yaml")
+    assert status == 1 and out == "" and "heads" in err
+    assert os.listdir(tmp_path) == ["bad.yaml"]
+
+
+def test_build_takes_a_picture_and_refuses_what_is_none(capsys, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (50, 40), 128).save(tmp_path / "grey.png")
+    assert run(capsys, "build", "mixformer_b0", "--image", "grey.png")[0] == 0
+    (tmp_path / "no.png").write_text("no picture")
+    status, _, err = run(capsys, "build", "mixformer_b0", "--image", "no.png")
+    assert status == 2 and "not a picture" in err
+    assert run(capsys, "build", "mixformer_b0", "--image", "absent.png")[0] == 2
+
+
+def test_show_and_list(capsys):
+    _, out, _ = run(capsys, "show", "mixformer_b4", "--size", "256x320", "--depth", "2")
+    assert "[4, 8, 16, 32]" in out and "map 512x8x10" in out
+    _, out, _ = run(capsys, "show", "block", "mixing_attention")
+    assert "Window attention and depth-wise convolution side by side" in out and "require C % 8 == 0" in out
+    _, out, _ = run(capsys, "show", "op", "axial_sample")
+    assert out.startswith("axial_sample(x: map, offsets: map; axis: height | width)")
+    status, _, err = run(capsys, "show", "block", "mixing_atention")
+    assert status == 1 and "did you mean `mixing_attention`" in err
+    _, out, _ = run(capsys, "show", "atmnet")
+    assert "(to be given)" in out
+    _, out, _ = run(capsys, "list", "--format", "json")
+    listed = json.loads(out)
+    assert all(row["doc"] for kind in ("specs", "blocks", "ops") for row in listed[kind])
+
+
+def test_fmt_checks_shows_and_rewrites(capsys, tmp_path):
+    (tmp_path / "a.mix").write_text("block a(x):\n    return x|>linear( C*2 )   # wide\n")
+    status, out, _ = run(capsys, "fmt", "--check", "a.mix")
+    assert status == 1 and "not in canonical form" in out
+    assert run(capsys, "fmt", "--diff", "a.mix")[0] == 1
+    assert run(capsys, "fmt", "a.mix")[0] == 0
+    assert (tmp_path / "a.mix").read_text() == "block a(x):\n    return x |> linear(C * 2)  # wide\n"
+    (tmp_path / "b.mix").write_text("block b(x:\n")
+    status, _, err = run(capsys, "fmt", "b.mix")
+    assert status == 1 and "TM1106" in err and (tmp_path / "b.mix").read_text() == "block b(x:\n"
+
+
+def test_shipped_texts_are_canonical(capsys):
+    import tokenmix
+
+    blocks = Path(tokenmix.__file__).parent.joinpath("blocks").glob("*.mix")
+    assert run(capsys, "fmt", "--check", *SPECS, *blocks)[0] == 0
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    assert run(capsys)[0] == 2
+    assert run(capsys, "nonsense")[0] == 2
+    assert run(capsys, "flops", "mixformer_b4", "--set", "junk")[0] == 2
+
+
+def test_a_bug_of_ours_exits_with_3_and_no_traceback(capsys, monkeypatch):
+    monkeypatch.setattr("tokenmix.cli.flops_command.run", lambda options: 1 / 0)
+    status, _, err = run(capsys, "flops", "mixformer_b4")
+    assert status == 3 and "bug of tokenmix" in err and "Traceback" not in err
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m tokenmix list ops | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_everything_before_emission_does_without_torch():
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'numpy', 'fvcore', 'PIL']))\n"  # as if not installed
+        "from tokenmix.cli import main\n"
+        "import tokenmix\n"
+        "assert main(['flops', 'mixformer_b4', 'atmnet_t', '--by', 'stage']) == 0\n"
+        "assert main(['check', 'mixformer_b4']) == main(['show', 'atmnet_t']) == main(['list']) == 0\n"
+        "model = tokenmix.load('mixformer_b1'); model.source(); model.graph; model.cost(256)\n"
+        "sys.exit(main(['build', 'mixformer_b1']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, "pip install 'tokenmix[torch]'" in done.stderr) == (2, True), done.stderr
+    assert not list(Path().iterdir())
