@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from tokenmix.blocks.op import KINDS, Op
-from tokenmix.compiler.bind import hyperparameters, is_word, match_arguments
+from tokenmix.compiler.bind import default_value, hyperparameters, is_word, match_arguments, takes
 from tokenmix.dsl import syntax
-from tokenmix.dsl.diagnostics import Finding, nearest
-from tokenmix.dsl.expressions import FUNCTIONS, TYPES
+from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
+from tokenmix.dsl.expressions import FUNCTIONS, TYPES, listed
 from tokenmix.dsl.source import Span
 
 if TYPE_CHECKING:
     from tokenmix.compiler.library import Library
 
-__all__ = ["DIMENSIONS", "MODULE_ATTRIBUTES", "Definition", "calls_in"]
+__all__ = ["DIMENSIONS", "MODULE_ATTRIBUTES", "Definition", "calls_in", "circles"]
 
 DIMENSIONS = ("C", "H", "W", "N")
+_LETTERS = tuple(dict.fromkeys([*DIMENSIONS, *(letter for letters in KINDS.values() for letter in letters)]))
 
 # Attributes that torch.nn.Module gives a meaning to; a submodule of such a name would hide them.
 MODULE_ATTRIBUTES = frozenset(
@@ -49,7 +51,7 @@ class Definition:
         self.labels: dict[int, str] = {}
         self._label_findings: list[Finding] = []
         self._assign_labels()
-        self._findings: dict[int, list[Finding]] = {}
+        self._findings: WeakKeyDictionary[Library, list[Finding]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<block {self.name}>"
@@ -95,23 +97,23 @@ class Definition:
         if not call.label:
             return
         if call.label in seen or call.label in self.modules:
-            first = seen.get(call.label) or self.modules[call.label].span
+            first = seen.get(call.label) or self.modules[call.label].name.span
             self._label_findings.append(
                 Finding(
                     "TM1208",
                     f"two submodules are called `{call.label}`",
                     _label_span(call),
-                    help=f"first at {first}; declare `module {call.label} = ...` to use one set of weights twice",
+                    notes=(Note("first", first),),
+                    help=f"give one another label; to use one set of weights twice, declare `module {call.label} = ...`",
                 )
             )
         seen.setdefault(call.label, _label_span(call))
 
     def findings(self, library: Library) -> list[Finding]:
         """What is wrong with the definition whatever the numbers are. Looked up once per library."""
-        key = id(library)
-        if key not in self._findings:
-            self._findings[key] = [*self._label_findings, *_Checker(self, library).findings]
-        return self._findings[key]
+        if library not in self._findings:
+            self._findings[library] = [*self._label_findings, *_Checker(self, library).findings]
+        return self._findings[library]
 
 
 def _label_span(call: syntax.Call) -> Span:
@@ -181,19 +183,17 @@ class _Checker:
             for kind in item.kinds:
                 if kind not in KINDS:
                     near = nearest(kind, KINDS)
-                    self._add(
-                        "TM1206",
-                        f"no kind of value is called `{kind}`",
-                        item.span,
-                        help=f"did you mean `{near[0]}`?" if near else f"kinds: {', '.join(KINDS)}",
-                    )
+                    help = f"did you mean `{near[0]}`?" if near else f"kinds: {', '.join(KINDS)}"
+                    if kind in TYPES:
+                        help = "hyperparameters stand behind a `;`: " + self._head_with_semicolon(item)
+                    self._add("TM1206", f"no kind of tensor is called `{kind}`", item.span, help=help)
             if item.many:
                 self._add("TM1306", "only ops take any number of tensors", item.span)
         for parameter in self.definition.signature.parameters:
             type_ = parameter.type
             if type_ is None and parameter.default is None:
                 self._add("TM1202", f"`{parameter.name}` needs a type or a default", parameter.span, help="`name: int`")
-            if type_ is not None and (len(type_.names) == 1 or type_.many) and type_.names[0] not in TYPES:
+            elif type_ is not None and (len(type_.names) == 1 or type_.many) and type_.names[0] not in TYPES:
                 near = nearest(type_.names[0], TYPES)
                 self._add(
                     "TM1206",
@@ -201,14 +201,25 @@ class _Checker:
                     type_.span,
                     help=f"did you mean `{near[0]}`?" if near else f"types: {', '.join(TYPES)}, [type], or words a | b",
                 )
-            if parameter.default is not None:
-                self._expression(parameter.default, parameter)
+            elif parameter.default is not None:
+                try:
+                    default_value(parameter, self.definition.name)
+                except Mistake as mistake:
+                    self.findings.append(mistake.finding)
+
+    def _head_with_semicolon(self, first: syntax.Input) -> str:
+        signature = self.definition.signature
+        at = signature.inputs.index(first)
+        inputs = ", ".join(i.name for i in signature.inputs[:at]) or "x"
+        return f"`block {signature.name}({inputs}; {first.span.text})`"
 
     def _body(self, body: Iterable[syntax.Statement]) -> None:
         body = list(body)
         for i, statement in enumerate(body):
             if isinstance(statement, syntax.Return) and i < len(body) - 1:
-                self._add("TM1405", "nothing behind `return` is ever reached", body[i + 1].span)
+                self._add(
+                    "TM1405", "nothing behind `return` is ever reached", body[i + 1].span, notes=(Note("returns", statement.span),)
+                )
             self._statement(statement)
 
     def _statement(self, statement: syntax.Statement) -> None:
@@ -243,8 +254,11 @@ class _Checker:
         parameters = {p.name for p in self.definition.signature.parameters}
         if name.name in parameters:
             self._add("TM1208", f"`{name.name}` is a hyperparameter and cannot be assigned", name.span)
-        if self.library.find(name.name) is not None or name.name in FUNCTIONS:
-            self._add("TM1208", f"`{name.name}` is the name of a block, op or function", name.span)
+        target = self.library.find(name.name)
+        # What a spec defines does not make a shipped text wrong.
+        if target is not None and not (self.definition.shipped and _is_own(target)) or name.name in FUNCTIONS:
+            what = "a function on numbers" if target is None else "an op" if isinstance(target, Op) else "a block"
+            self._add("TM1208", f"`{name.name}` is the name of {what}", name.span, help="choose another name")
         if name.name != "_":
             self.defined.setdefault(name.name, name.span)
             self.known.add(name.name)
@@ -252,6 +266,7 @@ class _Checker:
     def _expression(self, expr: syntax.Expr, parameter: syntax.Parameter | None = None) -> None:
         if isinstance(expr, syntax.Name):
             if parameter is not None and is_word(parameter, expr, self.known):
+                self._word(expr, parameter)
                 return
             self._use(expr)
         elif isinstance(expr, syntax.Pipe):
@@ -266,19 +281,32 @@ class _Checker:
                     if isinstance(item, syntax.Node):
                         self._expression(item)  # type: ignore[arg-type]
 
+    def _word(self, word: syntax.Name, parameter: syntax.Parameter) -> None:
+        assert parameter.type is not None
+        if word.name not in parameter.type.names:
+            near = nearest(word.name, [*parameter.type.names, *self.known])
+            self._add(
+                "TM1301",
+                f"`{parameter.name}` must be {' or '.join(parameter.type.names)}, got {word.name}",
+                word.span,
+                help=f"did you mean `{near[0]}`?" if near else "",
+            )
+
     def _use(self, name: syntax.Name) -> None:
         self.used.add(name.name)
         if name.name not in self.known:
             near = nearest(name.name, self.known - {"_"})
-            self._add(
-                "TM1206",
-                f"nothing is called `{name.name}` in block `{self.definition.name}`",
-                name.span,
-                help=f"did you mean `{near[0]}`?" if near else "",
-            )
+            help = f"did you mean `{near[0]}`?" if near else f"known here: {listed(sorted(self.known - {'_'}))}"
+            target = self.library.find(name.name)
+            if target is not None or name.name in FUNCTIONS:
+                help = f"it is called with brackets, `{name.name}(...)`, or stands behind a `|>`"
+            self._add("TM1206", f"nothing is called `{name.name}` in block `{self.definition.name}`", name.span, help=help)
             self.known.add(name.name)  # one finding per name
-        if name.dim and name.dim not in {d for letters in KINDS.values() for d in letters}:
-            self._add("TM1206", f"no dimension is called `{name.dim}`", name.span, help="C, H, W or N")
+        if name.dim and name.dim not in _LETTERS:
+            self._add(
+                "TM1206", f"no dimension is called `{name.dim}`",
+                name.span.source.span(name.span.end - len(name.dim), name.span.end), help=f"dimensions: {', '.join(_LETTERS)}",
+            )  # fmt: skip
 
     def _call(self, call: syntax.Call, *, piped: bool) -> None:
         modules = self.definition.modules
@@ -290,47 +318,68 @@ class _Checker:
             self.used.add(call.callee)
             return
         if target is None:
-            if call.callee in FUNCTIONS:
-                for argument in call.arguments:
-                    self._expression(argument.value)
-                return
-            near = nearest(call.callee, [*self.library.names(), *FUNCTIONS, *modules])
-            self._add(
-                "TM1203",
-                f"no block or op is called `{call.callee}`",
-                call.callee_span,
-                label=f"known with a near name: {', '.join(near)}" if near else "",
-                help=f"write `{near[0]}`, or list all with `tokenmix list`" if near else "list all with `tokenmix list`",
-            )
+            if call.callee not in FUNCTIONS and not self.library.may_hold(call.callee):
+                self._unknown_block(call)
             for argument in call.arguments:
                 self._expression(argument.value)
             return
         given = hyperparameters(target.signature, call)
         matched, findings = match_arguments(target.signature, given, call)
+        findings += self._count_tensors(call, target, piped + (len(call.tensors) if given is call.arguments else 0))
+        if findings and self.definition.shipped and _is_own(target):
+            findings = [self._hidden(call, target, findings[0])]
         self.findings += findings
-        self._count_tensors(call, target, piped + (len(call.tensors) if given is call.arguments else 0))
         for parameter in target.signature.parameters:
             if parameter.name in matched:
                 self._expression(matched[parameter.name].value, parameter)
 
-    def _count_tensors(self, call: syntax.Call, target: Definition | Op, given: int) -> None:
-        inputs = target.signature.inputs
-        if self.definition.modules and any(m.call is call for m in self.definition.modules.values()):
-            return  # a declared module gets its tensors where it is called
-        if any(a.name for a in call.tensors):
-            self._add("TM1306", f"tensors are given to `{call.callee}` by position", call.span)
-        if given == len(inputs) or (inputs and inputs[-1].many and given >= len(inputs)):
-            return
-        wanted = ", ".join(i.name for i in inputs)
-        help = "in a pipe the flowing value is the first tensor; further tensors stand before a `;`"
-        if given > len(inputs) and not call.divided:
-            help = f"hyperparameters stand behind a `;`: {call.callee}({wanted}; ...)"
+    def _unknown_block(self, call: syntax.Call) -> None:
+        near = nearest(call.callee, [*self.library.names(), *FUNCTIONS, *self.definition.modules])
+        help = f"write `{near[0]}`, or list all with `tokenmix list`" if near else "list all with `tokenmix list`"
+        if call.callee in self.known:
+            help = f"`{call.callee}` is a value here; a product is written `{call.callee} * (...)`"
         self._add(
-            "TM1306",
-            f"`{call.callee}` takes {len(inputs)} tensor{'s' if len(inputs) != 1 else ''} ({wanted}), got {given}",
+            "TM1203",
+            f"no block or op is called `{call.callee}`",
             call.callee_span,
+            label=f"known with a near name: {', '.join(near)}" if near else "",
             help=help,
         )
+
+    def _hidden(self, call: syntax.Call, target: Definition | Op, finding: Finding) -> Finding:
+        """A block of the spec hides a shipped one, and a shipped block calls it as it was."""
+        assert isinstance(target, Definition)
+        return Finding(
+            finding.id,
+            f"block `{target.name}` hides the shipped one, which block `{self.definition.name}` calls otherwise: {finding.message}",
+            target.block.name_span,
+            notes=(Note(f"called as `{_one_line(call.span.text)}`", call.span),),
+            help=f"give the block another name, or a head that fits: {takes(target.signature)}",
+        )
+
+    def _count_tensors(self, call: syntax.Call, target: Definition | Op, given: int) -> list[Finding]:
+        inputs = target.signature.inputs
+        if self.definition.modules and any(m.call is call for m in self.definition.modules.values()):
+            return []  # a declared module gets its tensors where it is called
+        named = next((a for a in call.tensors if a.name), None)
+        if named is not None:
+            return [Finding("TM1306", f"tensors are given to `{call.callee}` by position, without a name", named.span)]
+        if given == len(inputs) or (inputs and inputs[-1].many and given >= len(inputs)):
+            return []
+        wanted = ", ".join(i.name for i in inputs)
+        help = ""
+        if given > len(inputs) and not call.divided:
+            help = f"hyperparameters stand behind a `;`: {call.callee}({wanted}; ...)"
+        elif given < len(inputs):
+            help = "in a pipe the flowing value is the first tensor; further tensors stand before a `;`"
+        return [
+            Finding(
+                "TM1306",
+                f"`{call.callee}` takes {len(inputs)} tensor{'s' if len(inputs) != 1 else ''} ({wanted}), got {given}",
+                call.callee_span,
+                help=help,
+            )
+        ]
 
     def _unused(self) -> None:
         for name, span in self.defined.items():
@@ -352,3 +401,64 @@ def _returns(statement: syntax.Statement) -> bool:
     if isinstance(statement, syntax.If):
         return bool(statement.otherwise) and _returns(statement.then[-1]) and _returns(statement.otherwise[-1])
     return isinstance(statement, syntax.Return)
+
+
+def _is_own(target: Definition | Op) -> bool:
+    return isinstance(target, Definition) and not target.shipped
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def circles(library: Library) -> list[Finding]:
+    """Blocks of a library that contain themselves, one finding for each circle."""
+    findings: list[Finding] = []
+    done: set[Definition] = set()
+    for start in library.own():
+        # Depth first without recursion: a path of (block, its calls not yet followed).
+        path: list[tuple[Definition, Iterator[syntax.Call]]] = []
+        on_path: dict[Definition, int] = {}
+
+        def enter(definition: Definition) -> None:
+            on_path[definition] = len(path)  # noqa: B023
+            modules = [m.call for m in definition.modules.values()]
+            path.append((definition, iter([*modules, *calls_in(definition.block.body)])))  # noqa: B023
+
+        if start not in done:
+            enter(start)
+        while path:
+            definition, calls = path[-1]
+            call = next(calls, None)
+            if call is None:
+                path.pop()
+                del on_path[definition]
+                done.add(definition)
+                continue
+            target = None if call.callee in definition.modules else library.find(call.callee)
+            if not isinstance(target, Definition) or target in done:
+                continue
+            if target not in on_path:
+                enter(target)
+                continue
+            circle = [d for d, _ in path[on_path[target] :]]
+            findings.append(_circle(circle, call))
+    return findings
+
+
+def _circle(circle: list[Definition], closing: syntax.Call) -> Finding:
+    names = " -> ".join([d.name for d in circle] + [circle[0].name])
+    own = next(d for d in circle if not d.shipped)
+    after = circle[(circle.index(own) + 1) % len(circle)]
+    call = next((c for c in calls_in(own.block.body) if c.callee == after.name), closing)
+    help = "a block cannot use itself, however its numbers change; write a loop: `for j in 0..depth:`"
+    if own.name in _shipped_names():
+        help = f"in a spec with a block `{own.name}` that name means this block everywhere; give it another name"
+    return Finding("TM1210", f"block `{circle[0].name}` contains itself: {names}", call.callee_span, help=help)
+
+
+def _shipped_names() -> Iterable[str]:
+    from tokenmix.blocks.ops import op_names
+    from tokenmix.compiler.library import shipped_blocks
+
+    return {*shipped_blocks(), *op_names()}

@@ -67,7 +67,7 @@ class Library:
         self._incomplete = False
         for source in definitions or []:
             self._add(source)
-        if folder is not None and folder.resolve() != _BLOCKS:
+        if folder is not None and folder.absolute() != _BLOCKS:
             for path in sorted(folder.glob("*.mix")):
                 source = read_text(path, self.findings)
                 if source is not None:
