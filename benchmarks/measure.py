@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "ROOT", "Row", "environment", "fresh", "interleaved", "machine", "main", "markdown", "peak_mib", "process", "ratio", "row",
+    "ROOT", "Row", "fresh", "interleaved", "machine", "main", "markdown", "peak_mib", "process", "ratio", "row",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +77,7 @@ def interleaved(rivals: Mapping[str, Callable[[], object]], rounds: int, warm_up
     return taken
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """For child processes: byte code is kept, as on a user's machine, and the checkout is what gets imported."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])}
@@ -88,7 +88,7 @@ def process(*arguments: str | Path) -> Callable[[], object]:
     command = [sys.executable, *map(str, arguments)]
 
     def run() -> str:
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         return done.stdout
@@ -99,9 +99,7 @@ def process(*arguments: str | Path) -> Callable[[], object]:
 def fresh(script: str, function: str, **arguments: Any) -> Any:
     """The result of a function of a benchmark script, called in a new process; it travels as JSON."""
     code = (
-        "import json, sys\n"
-        f"from {script} import {function}\n"
-        f"print(json.dumps({function}(**json.loads(sys.argv[1]))))"
+        f"import json, sys\nfrom {script} import {function}\nprint(json.dumps({function}(**json.loads(sys.argv[1]))))"
     )
     output = str(process("-c", code, json.dumps(arguments))())
     return json.loads(output.splitlines()[-1])
@@ -169,7 +167,7 @@ def main(doc: str, collect: Callable[[bool], list[Row]], argv: Sequence[str] | N
         collect: measures; its argument says whether to be quick, which is for trying the script and not for numbers.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the least that still runs every line: the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="the least that runs every line: the numbers mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to FILE as well")
     options = parser.parse_args(argv)
     load_before = os.getloadavg()[0]

@@ -42,7 +42,7 @@ def create(name: str) -> torch.nn.Module:
         import tokenmix
 
         return tokenmix.build(name.removeprefix("tokenmix:")).eval()
-    if not _KEEP:
+    if "timm" not in sys.modules:
         _complete_torchvision()
     import timm
 

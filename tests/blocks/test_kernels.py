@@ -33,7 +33,9 @@ def sampled_naively(x, offsets, axis):
 
 
 @pytest.mark.parametrize("axis", ["height", "width"])
-@pytest.mark.parametrize(("size", "channels", "groups"), [((5, 7), 6, 3), ((1, 9), 4, 4), ((8, 3), 8, 1), ((2, 2), 3, 3)])
+@pytest.mark.parametrize(
+    ("size", "channels", "groups"), [((5, 7), 6, 3), ((1, 9), 4, 4), ((8, 3), 8, 1), ((2, 2), 3, 3)]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_axial_sampling_equals_the_reference_with_every_gradient(axis, size, channels, groups, dtype):
     torch.manual_seed(0)
@@ -52,8 +54,23 @@ def test_axial_sampling_equals_the_reference_with_every_gradient(axis, size, cha
 
 @pytest.mark.parametrize(
     ("position", "value", "slope"),
-    [(-2, 0, 0), (-1, 0, 1), (-0.75, 0.25, 1), (-0.25, 0.75, 1), (0, 1, 1), (0.5, 1.5, 1), (1.25, 2.25, 1)]
-    + [(3.75, 4.75, 1), (4, 5, -5), (4.25, 3.75, -5), (4.999, 0.005, -5), (5, 0, 0), (5.5, 0, 0), (1e30, 0, 0), (-1e30, 0, 0)],
+    [
+        (-2, 0, 0),
+        (-1, 0, 1),
+        (-0.75, 0.25, 1),
+        (-0.25, 0.75, 1),
+        (0, 1, 1),
+        (0.5, 1.5, 1),
+        (1.25, 2.25, 1),
+        (3.75, 4.75, 1),
+        (4, 5, -5),
+        (4.25, 3.75, -5),
+        (4.999, 0.005, -5),
+        (5, 0, 0),
+        (5.5, 0, 0),
+        (1e30, 0, 0),
+        (-1e30, 0, 0),
+    ],
 )
 @pytest.mark.parametrize("axis", ["height", "width"])
 def test_axial_sampling_meets_the_worked_example(position, value, slope, axis):
@@ -105,7 +122,9 @@ def test_window_attention_equals_the_loop_over_windows(size, biased):
     assert_close(ours.detach(), truth.detach())
     leaves = [q, k, v, *layer.parameters()]
     direction = torch.randn_like(truth)
-    for a, b in zip(torch.autograd.grad(ours, leaves, direction), torch.autograd.grad(truth, leaves, direction), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, leaves, direction), torch.autograd.grad(truth, leaves, direction), strict=True
+    ):
         assert_close(a, b)
 
 
@@ -114,7 +133,11 @@ def test_attention_equals_two_matrix_products():
     q, k, v = torch.randn(2, 3, 4, 6).double(), torch.randn(2, 5, 6).double(), torch.randn(2, 5, 8).double()
     ours = attention(q, k, v, 2)
     for head in range(2):
-        a, b, c = q.flatten(1, 2)[..., head * 3 : head * 3 + 3], k[..., head * 3 : head * 3 + 3], v[..., head * 4 : head * 4 + 4]
+        a, b, c = (
+            q.flatten(1, 2)[..., head * 3 : head * 3 + 3],
+            k[..., head * 3 : head * 3 + 3],
+            v[..., head * 4 : head * 4 + 4],
+        )
         truth = (a @ b.transpose(1, 2) / 3**0.5).softmax(-1) @ c
         assert_close(ours.flatten(1, 2)[..., head * 4 : head * 4 + 4], truth)
 

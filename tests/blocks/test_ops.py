@@ -1,4 +1,4 @@
-"""Every op three ways: its rules, the emitted module as it runs, and numbers worked out by hand for a small odd shape."""
+"""Every op three ways: by its rules, as its emitted module runs, and worked out by hand for a small odd shape."""
 
 import math
 
@@ -57,16 +57,16 @@ EXAMPLES = {
 }
 BEFORE = {
     "split": "    a, b = x |> split(2, interleaved = true)\n",
-    "window_attention": "    y = x |> pad_to(2)\n    y = window_attention(y, y, y; heads = 3, window = 2, bias = relative)\n",
+    "window_attention": "    y = x |> pad_to(2)\n"
+    "    y = window_attention(y, y, y; heads = 3, window = 2, bias = relative)\n",
 }
 
 
 def spec_of(tmp_path, op):
     expression = EXAMPLES[op][0]
     body = BEFORE.get(op, "") + f"    return {expression}\n"
-    text = (
-        "tokenmix: 1\nname: probe\ninput: [6, 5, 7]\nstages:\n  - body: probe_block()\ndefinitions: |\n"
-        + "".join(f"  {line}\n" for line in f"block probe_block(x):\n{body}".splitlines())
+    text = "tokenmix: 1\nname: probe\ninput: [6, 5, 7]\nstages:\n  - body: probe_block()\ndefinitions: |\n" + "".join(
+        f"  {line}\n" for line in f"block probe_block(x):\n{body}".splitlines()
     )
     path = tmp_path / "probe.yaml"
     path.write_text(text)

@@ -13,7 +13,10 @@ FAMILIES = {
 }
 VARIANTS = [(family, variant) for family, (_, variants, _) in FAMILIES.items() for variant in variants]
 # A plain size, and one that is neither square nor a multiple of the window in any stage.
-SIZES = {"mixformer": [(224, 224), (256, 320), (254, 223), (61, 95)], "atmnet": [(224, 224), (227, 130), (250, 333), (35, 51)]}
+SIZES = {
+    "mixformer": [(224, 224), (256, 320), (254, 223), (61, 95)],
+    "atmnet": [(224, 224), (227, 130), (250, 333), (35, 51)],
+}
 # Relative difference allowed in float64; sums run in another order, nothing else differs.
 CLOSE = 1e-9
 
@@ -22,7 +25,9 @@ def pair(family, variant, **options):
     reference_class, variants, rules = FAMILIES[family]
     dense = options.get("features_only", False)
     with torch.device("meta"):
-        reference = reference_class(**{**variants[variant], "num_classes": options.get("num_classes", 1000), "dense": dense})
+        reference = reference_class(
+            **{**variants[variant], "num_classes": options.get("num_classes", 1000), "dense": dense}
+        )
         module = tokenmix.build(f"{family}_{variant.lower()}", **options)
     reference, module = (m.double().to_empty(device="cpu") for m in (reference, module))
     randomise(reference)
@@ -86,7 +91,9 @@ def test_gradients_of_weights_and_image_equal_the_reference(family, variant, tra
         # A bias in front of a norm over its own axis has no gradient but rounding.
         assert (other - parameter.grad).norm().item() < max(1e-8 * scale, 1e-10), name
     for name, buffer in reference.named_buffers():
-        assert torch.allclose(dict(module.named_buffers())[keys[name]].to(buffer.dtype), buffer, rtol=1e-9, atol=1e-12), name
+        assert torch.allclose(
+            dict(module.named_buffers())[keys[name]].to(buffer.dtype), buffer, rtol=1e-9, atol=1e-12
+        ), name
 
 
 @pytest.mark.parametrize(("family", "variant"), [("mixformer", "B0"), ("atmnet", "xT")])

@@ -35,7 +35,9 @@ def test_a_size_the_architecture_does_not_take_is_refused_in_words():
 def test_maps_have_strides_4_to_32_and_are_channels_first():
     for name, channels in (("mixformer_b0", (24, 48, 96, 192)), ("atmnet_xt", (64, 128, 320, 512))):
         maps = tokenmix.build(name, features_only=True).eval()(torch.randn(2, 3, 64, 96))
-        assert [tuple(m.shape) for m in maps] == [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+        assert [tuple(m.shape) for m in maps] == [
+            (2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
+        ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -55,6 +55,6 @@ def bracketed(code: str) -> str:
     depth = 0
     for i, character in enumerate(code):
         depth += (character in "([") - (character in ")]")
-        if depth == 0 and character == " " or i == 0 and character == "-":
+        if (depth == 0 and character == " ") or (i == 0 and character == "-"):
             return f"({code})"
     return code

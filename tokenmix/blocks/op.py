@@ -101,6 +101,7 @@ class Op(ABC):
 
     def check(self, *inputs: Tensor, **arguments: Any) -> None:
         """Raise `Mistake` where numbers do not fit. Called before `shape`, with numbers only."""
+        return  # most ops take whatever their signature admits
 
     @abstractmethod
     def shape(self, *inputs: Tensor, **arguments: Any) -> Tensor | tuple[Tensor, ...]:

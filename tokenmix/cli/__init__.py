@@ -29,11 +29,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0 if all is well, 1 for findings, 2 for wrong usage, 3 for a bug of tokenmix."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    gc.set_threshold(100_000)  # a short run makes many small records and drops few; a fifth of the time went into looking
+    gc.set_threshold(
+        100_000
+    )  # a short run makes many small records and drops few; a fifth of the time went into looking
     parser = argparse.ArgumentParser(
         prog="tokenmix",
-        description="Architectures of token-mixer vision backbones: written as text, counted exactly, compiled to PyTorch.",
-        epilog="example: tokenmix flops specs/mixformer_b4.yaml --by stage\nhelp on one command: tokenmix COMMAND --help",
+        description="Token-mixer vision backbones: written as text, counted exactly, compiled to PyTorch.",
+        epilog="example: tokenmix flops specs/mixformer_b4.yaml --by stage\nhelp on one: tokenmix COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tokenmix {__version__}")
@@ -41,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, what in COMMANDS.items():
         command = commands.add_parser(
-            name, help=what, description=what[0].upper() + what[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == chosen:
             module = importlib.import_module(f"tokenmix.cli.{name}_command")

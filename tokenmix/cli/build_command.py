@@ -27,7 +27,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where the source goes (default ./NAME.py)")
     parser.add_argument("--standalone", action="store_true", help="write a source that needs nothing but torch")
-    parser.add_argument("--image", metavar="FILE", type=Path, help="picture to run through the module (default: a photograph that comes with tokenmix)")
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        help="picture to run through the module (default: a photograph that comes with tokenmix)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,7 +74,9 @@ def _refusal(path: Path) -> Any:
     if path.is_dir():
         return Finding("TM1701", f"{path} is a folder", span, help="name a file with -o FILE")
     if not path.parent.is_dir():
-        return Finding("TM1701", f"there is no folder {path.parent}", span, help="make it first, or name another file with -o FILE")
+        return Finding(
+            "TM1701", f"there is no folder {path.parent}", span, help="make it first, or name another file with -o FILE"
+        )
     if path.exists():
         try:
             with path.open(encoding="utf-8") as file:
@@ -78,7 +85,10 @@ def _refusal(path: Path) -> Any:
             ours = False
         if not ours:
             return Finding(
-                "TM1701", f"{path} exists and was not written by tokenmix", span, help="name another file with -o FILE, or move it away"
+                "TM1701",
+                f"{path} exists and was not written by tokenmix",
+                span,
+                help="name another file with -o FILE, or move it away",
             )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         return Finding("TM1701", f"{path} cannot be written", span, help="name another file with -o FILE")
@@ -110,9 +120,22 @@ def _stages(model: Model) -> str:
         assert output is not None
         dim = str(getattr(output, "C", ""))
         size = f"{output.H}x{output.W}" if output.kind == "map" else ""
-        lines.append([row.name, row.block, dim, str(row.depth), size, mega(row.params), giga(row.costs["mac"]), megabytes(row.peak_bytes)])
+        lines.append(
+            [
+                row.name,
+                row.block,
+                dim,
+                str(row.depth),
+                size,
+                mega(row.params),
+                giga(row.costs["mac"]),
+                megabytes(row.peak_bytes),
+            ]
+        )
     total = sum(r.costs["mac"] for r in rows)
-    lines.append(["total", "", "", "", "", mega(graph.num_params), giga(total), megabytes(max(r.peak_bytes for r in rows))])
+    lines.append(
+        ["total", "", "", "", "", mega(graph.num_params), giga(total), megabytes(max(r.peak_bytes for r in rows))]
+    )
     return f"{model.name}, input {shape(graph.inputs[0].dims)}\n" + table(head, lines, "table", left=(0, 1))
 
 
@@ -126,7 +149,8 @@ def _figures(model: Model) -> str:
             value = mega(figure.value) + " M" if figure.quantity == "params" else giga(figure.value) + " G"
             verdict = "match" if figure.status == "match" else f"{figure.gap:+.1%}: {figure.note or 'no reason known'}"
             rule = "" if figure.quantity == "params" else f" ({figure.rule})"
-            lines.append(f"  {figure.quantity + rule:16} {value:>10}   printed {figure.printed} in {_table(figure.table)} at {shape(dims)}: {verdict}")
+            printed = f"printed {figure.printed} in {_table(figure.table)} at {shape(dims)}"
+            lines.append(f"  {figure.quantity + rule:16} {value:>10}   {printed}: {verdict}")
     if not lines:
         return "no printed figures to compare with"
     return "against the paper:\n" + "\n".join(lines)

@@ -27,13 +27,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="SIZES", type=parse_sizes,
         help="input sizes, 224 or HEIGHTxWIDTH, separated by commas (default: those of the printed figures)",
     )  # fmt: skip
-    parser.add_argument("--by", choices=("model", "stage", "block", "op"), default="model", help="how fine to break down")
+    parser.add_argument(
+        "--by", choices=("model", "stage", "block", "op"), default="model", help="how fine to break down"
+    )
     parser.add_argument("--convention", metavar="NAMES", help="conventions to show, separated by commas (default: mac)")
     parser.add_argument("--dense", action="store_true", help="count the dense backbone: four normed maps, no head")
     parser.add_argument("--format", choices=FORMATS, default="table", help="form of the report")
     parser.add_argument(
         "--audit", action="store_true",
-        help="also build each module and compare fvcore's count with the analytic one, op by op (needs torch and fvcore); "
+        help="build each module and compare fvcore's count with the analytic one, by layer (needs torch and fvcore); "
         "default sizes 224 and 256x320",
     )  # fmt: skip
 
@@ -86,16 +88,30 @@ def _report(models: list[Model], options: argparse.Namespace) -> str:
         return _github(models, options)
     shown = _names(options) or ["mac"]
     exact = options.format == "csv"
-    head = ["spec", "input", "params" if exact else "params [M]", *[n if exact else f"{n} [G]" for n in shown], "printed params", "printed FLOPs"]
-    rows, notes = [], {}
+    head = [
+        "spec",
+        "input",
+        "params" if exact else "params [M]",
+        *[n if exact else f"{n} [G]" for n in shown],
+        "printed params",
+        "printed FLOPs",
+    ]
+    rows: list[list[str]] = []
+    notes: dict[str, int] = {}
     for model, cost, figures in _lines(models, options):
         cells = {q: "; ".join(_cell(f, notes) for f in figures if f.quantity == q) for q in ("params", "flops")}
-        numbers = [str(cost.params), *(str(cost[n]) for n in shown)] if exact else [mega(cost.params), *(giga(cost[n]) for n in shown)]
+        numbers = (
+            [str(cost.params), *(str(cost[n]) for n in shown)]
+            if exact
+            else [mega(cost.params), *(giga(cost[n]) for n in shown)]
+        )
         rows.append([model.name, shape(cost.input), *numbers, cells["params"], cells["flops"]])
     text = table(head, rows, options.format, left=(0, 1, len(head) - 2, len(head) - 1))
     if options.format != "table":
         return text
-    caption = f"One image; {', '.join(shown)}: multiply-adds and such in 10^9 under that convention; parameters in 10^6."
+    caption = (
+        f"One image; {', '.join(shown)}: multiply-adds and such in 10^9 under that convention; parameters in 10^6."
+    )
     kind = " Dense backbone." if options.dense else ""
     footnotes = [f"  [{mark}] {note}" for note, mark in notes.items()]
     return "\n".join([caption + kind, text, *footnotes])
@@ -173,9 +189,28 @@ def _breakdown(models: list[Model], options: argparse.Namespace) -> str:
 
         return json.dumps({"schema": 1, "by": options.by, "rows": records}, indent=2)
     if options.format == "csv":
-        head = ["spec", "input", options.by, "blocks", "depth", "output", "params", *shown, "activation_bytes", "peak_live_bytes"]
+        head = [
+            "spec",
+            "input",
+            options.by,
+            "blocks",
+            "depth",
+            "output",
+            "params",
+            *shown,
+            "activation_bytes",
+            "peak_live_bytes",
+        ]
         rows_text = [
-            [r["spec"], shape(r["input"]), r["name"], r["block"], str(r["depth"]), shape(r["output"] or []), str(r["params"])]
+            [
+                r["spec"],
+                shape(r["input"]),
+                r["name"],
+                r["block"],
+                str(r["depth"]),
+                shape(r["output"] or []),
+                str(r["params"]),
+            ]
             + [str(r["costs"][n]) for n in shown]
             + [str(r["activation_bytes"]), str(r.get("peak_live_bytes", ""))]
             for r in records
@@ -215,7 +250,9 @@ def _stage_text(model: Model, graph, rows, shown: list[str], options: argparse.N
     totals = [mega(graph.num_params), *(giga(sum(r.costs[n] for r in rows)) for n in shown)]
     peak = [megabytes(max(r.peak_bytes for r in rows))] if by_stage else []
     lines.append(["total", *blank, *totals, megabytes(sum(r.activation_bytes for r in rows)), *peak])
-    caption = f"{model.name}, input {shape(graph.inputs[0].dims)}, one image, float32" + (", dense backbone" if options.dense else "")
+    caption = f"{model.name}, input {shape(graph.inputs[0].dims)}, one image, float32" + (
+        ", dense backbone" if options.dense else ""
+    )
     text = table(head, lines, options.format, left=(0,) if options.by == "op" else (0, 1, 3))
     return f"{caption}\n{text}" if options.format == "table" else f"{caption}\n\n{text}"
 
@@ -230,10 +267,21 @@ def _audit(models: list[Model], options: argparse.Namespace) -> int:
     for number, model in enumerate(models, 1):
         for size in sizes:
             if sys.stderr.isatty():
-                print(f"\r\033[K[{number}/{len(models)}] {model.name} {shape(size)}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r\033[K[{number}/{len(models)}] {model.name} {shape(size)}", end="", file=sys.stderr, flush=True
+                )
             result = audit(model, size, dense=options.dense)
             findings += result.findings
-            lines.append([model.name, shape(size), str(result.analytic), str(result.measured), str(result.entries), "equal" if not result.findings else "DIFFERS"])
+            lines.append(
+                [
+                    model.name,
+                    shape(size),
+                    str(result.analytic),
+                    str(result.measured),
+                    str(result.entries),
+                    "equal" if not result.findings else "DIFFERS",
+                ]
+            )
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     if options.format == "json":

@@ -47,4 +47,4 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(f"{path} is not in canonical form")
     tell(findings)
-    return 1 if findings or changed and (options.check or options.diff) else 0
+    return 1 if findings or (changed and (options.check or options.diff)) else 0

@@ -13,7 +13,9 @@ KINDS = ("specs", "blocks", "ops")
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: tokenmix list ops"
     parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
-    parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table", help="form of the list")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv", "markdown"), default="table", help="form of the list"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -83,11 +83,13 @@ def _parameters(model: Model) -> str:
         else:
             place = str(declared.span)
         rows.append([name, value, place, declared.doc])
-    return "\n".join([*lines, "", table(["parameter", "value", "set at", "what it is"], rows, "table", left=(0, 1, 2, 3))])
+    return "\n".join(
+        [*lines, "", table(["parameter", "value", "set at", "what it is"], rows, "table", left=(0, 1, 2, 3))]
+    )
 
 
 def _tree(graph: BlockGraph, depth: int) -> str:
-    rows = []
+    rows: list[list[str]] = []
     _branch(graph, "", depth, rows)
     rows.append(["total", "", "", mega(graph.num_params), giga(sum(int(r[5]) for r in rows if r[6] == "0"))])
     return table(["name", "block", "output", "params [M]", "mac [G]"], [r[:5] for r in rows], "table", left=(0, 1, 2))
@@ -106,7 +108,15 @@ def _branch(graph: BlockGraph, indent: str, depth: int, rows: list[list[str]]) -
         output = graph.nodes[last - 1].outputs[0]
         times = f" x {count}" if count > 1 else ""
         rows.append(
-            [indent + name, node.target.name + times, f"{output.kind} {shape(output.dims)}", mega(params), giga(macs), str(macs), str(len(indent))]
+            [
+                indent + name,
+                node.target.name + times,
+                f"{output.kind} {shape(output.dims)}",
+                mega(params),
+                giga(macs),
+                str(macs),
+                str(len(indent)),
+            ]
         )
         if depth > 1 and isinstance(node.target, BlockGraph):
             _branch(node.target, indent + "  ", depth - 1, rows)
@@ -118,7 +128,11 @@ def _equal_runs(graph: BlockGraph):
 
     nodes, first = graph.nodes, 0
     for i in range(1, len(nodes) + 1):
-        if i == len(nodes) or nodes[i].target is not nodes[first].target or not isinstance(nodes[first].target, BlockGraph):
+        if (
+            i == len(nodes)
+            or nodes[i].target is not nodes[first].target
+            or not isinstance(nodes[first].target, BlockGraph)
+        ):
             yield first, i
             first = i
 

@@ -51,7 +51,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], format: str, *, le
 
     def line(cells: Sequence[str]) -> str:
         cut = [c if len(c) <= w else c[: w - 1] + "…" for c, w in zip(cells, widths, strict=True)]
-        return "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cut, widths, strict=True))).rstrip()
+        return "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cut, widths, strict=True))
+        ).rstrip()
 
     return "\n".join([bold(line(head)), *(line(r) for r in rows)])
 

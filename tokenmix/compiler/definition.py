@@ -348,13 +348,17 @@ class _Checker:
 
     def _hidden(self, call: syntax.Call, target: Definition | Op, finding: Finding) -> Finding:
         """A block of the spec hides a shipped one, and a shipped block calls it as it was."""
+        from tokenmix.compiler.library import find_shipped
+
         assert isinstance(target, Definition)
+        shipped = find_shipped(target.name)
+        head = shipped.signature if shipped is not None else None
         return Finding(
             finding.id,
             f"block `{target.name}` hides the shipped one, which block `{self.definition.name}` calls otherwise: {finding.message}",
             target.block.name_span,
             notes=(Note(f"called as `{_one_line(call.span.text)}`", call.span),),
-            help=f"give the block another name, or a head that fits: {takes(target.signature)}",
+            help="give the block another name, or the head of the shipped one" + (f": {takes(head)}" if head else ""),
         )
 
     def _count_tensors(self, call: syntax.Call, target: Definition | Op, given: int) -> list[Finding]:
@@ -422,8 +426,7 @@ def circles(library: Library) -> list[Finding]:
 
         def enter(definition: Definition) -> None:
             on_path[definition] = len(path)  # noqa: B023
-            modules = [m.call for m in definition.modules.values()]
-            path.append((definition, iter([*modules, *calls_in(definition.block.body)])))  # noqa: B023
+            path.append((definition, iter(_all_calls(definition))))  # noqa: B023
 
         if start not in done:
             enter(start)
@@ -447,18 +450,17 @@ def circles(library: Library) -> list[Finding]:
 
 
 def _circle(circle: list[Definition], closing: syntax.Call) -> Finding:
+    from tokenmix.compiler.library import find_shipped
+
     names = " -> ".join([d.name for d in circle] + [circle[0].name])
     own = next(d for d in circle if not d.shipped)
     after = circle[(circle.index(own) + 1) % len(circle)]
-    call = next((c for c in calls_in(own.block.body) if c.callee == after.name), closing)
+    call = next((c for c in _all_calls(own) if c.callee == after.name), closing)
     help = "a block cannot use itself, however its numbers change; write a loop: `for j in 0..depth:`"
-    if own.name in _shipped_names():
+    if find_shipped(own.name) is not None:
         help = f"in a spec with a block `{own.name}` that name means this block everywhere; give it another name"
     return Finding("TM1210", f"block `{circle[0].name}` contains itself: {names}", call.callee_span, help=help)
 
 
-def _shipped_names() -> Iterable[str]:
-    from tokenmix.blocks.ops import op_names
-    from tokenmix.compiler.library import shipped_blocks
-
-    return {*shipped_blocks(), *op_names()}
+def _all_calls(definition: Definition) -> list[syntax.Call]:
+    return [*(m.call for m in definition.modules.values()), *calls_in(definition.block.body)]

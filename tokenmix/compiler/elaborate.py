@@ -1,44 +1,58 @@
 """Blocks with numbers put in: definitions, hyperparameters and input shapes become graphs of primitive ops.
 
 Equal blocks become one shared graph. A mistake poisons the values that depend on it and nothing else, so that one
-run reports every independent finding.
+run reports every independent finding. Where a mistake leaves no doubt about a shape (heads that do not divide the
+channels), the value goes on as a doubtful one: what is wrong with it alone is no finding, but the blocks behind a
+block that keeps its shape are still looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from tokenmix.blocks.op import Op, Tensor
-from tokenmix.compiler.bind import bind, is_word
-from tokenmix.compiler.definition import Definition
+from tokenmix.compiler.bind import bind, default_value, is_word
+from tokenmix.compiler.blame import Frame, Place, Trace, dimensions_in, failing_part, fitting_values, reads, trace
+from tokenmix.compiler.definition import DIMENSIONS, Definition
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, Note
-from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, coerce, describe, names_in
-from tokenmix.dsl.limits import MAX_LOOP, MAX_NESTING, MAX_NODES
+from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, coerce, describe
+from tokenmix.dsl.limits import MAX_LOOP, MAX_NESTING, MAX_NODES, MAX_STEPS
+from tokenmix.dsl.source import Span
 
-__all__ = ["Elaborator", "Failed", "default_value"]
-
-# Statements run while elaborating one model. Sharing keeps real models far below; loops in loops would not end.
-_MAX_STEPS = 200_000
+__all__ = ["Elaborator", "Exhausted", "Failed", "default_value"]
 
 
 class Failed(Exception):
-    """The block has findings; they are already noted."""
+    """The block has findings; they are already noted.
+
+    Attributes:
+        outputs: what comes out all the same, where the findings leave no doubt about its shape.
+    """
+
+    def __init__(self, outputs: tuple[Tensor, ...] | None = None):
+        super().__init__()
+        self.outputs = outputs
+
+
+class Exhausted(Exception):
+    """A limit of the whole model is passed; the finding is noted and nothing more is looked at."""
 
 
 class _Value:
-    """A tensor on its way through a block: where it comes from and what it is."""
+    """A tensor on its way through a block: where it comes from, what it is, and whether a finding stands behind it."""
 
-    __slots__ = ("ref", "tensor")
+    __slots__ = ("doubtful", "ref", "tensor")
 
-    def __init__(self, ref: Ref, tensor: Tensor):
+    def __init__(self, ref: Ref, tensor: Tensor, doubtful: bool = False):
         self.ref = ref
         self.tensor = tensor
+        self.doubtful = doubtful
 
     def __str__(self) -> str:
         return f"a {self.tensor}"
@@ -75,9 +89,33 @@ class Elaborator:
         self.findings: list[Finding] = []
         self.instances: dict[Definition, list[BlockGraph]] = {}
         self.branches: dict[int, set[bool]] = {}
-        self._graphs: dict[tuple, BlockGraph | None] = {}
-        self._stack: list[tuple[Definition, syntax.Call]] = []
+        self._graphs: dict[tuple, BlockGraph] = {}
+        self._failed: dict[tuple, Failed] = {}
+        self._stack: list[Frame] = []
         self._steps = 0
+        self._noted: set[tuple] = set()
+        self.muted = 0
+        self.site = ""
+        self.blamed: Callable[[Trace], list[Place]] = lambda _: []
+
+    def begin(self) -> None:
+        """Start over for another model or input: what failed is looked at anew, what succeeded is kept."""
+        self.findings = []
+        self._failed = {}
+        self._noted = set()
+        self._stack = []
+        self._steps = 0
+        self.muted = 0
+
+    def at(self, site: str, blamed: Callable[[Trace], list[Place]]) -> None:
+        """Say which place of the spec is being elaborated.
+
+        Args:
+            site: its path, such as `stages.2.blocks.5`.
+            blamed: the values in specs that stand behind a failing line, the likeliest first.
+        """
+        self.site = site
+        self.blamed = blamed
 
     def call(self, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]) -> tuple[Op | BlockGraph, tuple[Tensor, ...]]:
         """Apply a block or op to inputs. Raises `Failed` where the block has findings, `Mistake` where the call does not fit."""
@@ -86,7 +124,12 @@ class Elaborator:
         arguments = {k: _known_rate(v, p) for (k, v), p in zip(arguments.items(), target.signature.parameters, strict=True)}
         self._check_inputs(target.signature, inputs, call)
         if isinstance(target, Op):
-            target.check(*inputs, **arguments)
+            try:
+                target.check(*inputs, **arguments)
+            except Mistake as mistake:
+                mistake.about = mistake.about or call
+                mistake.outputs = _outputs(target, inputs, arguments)  # type: ignore[attr-defined]
+                raise
             outputs = target.shape(*inputs, **arguments)
             return target, outputs if isinstance(outputs, tuple) else (outputs,)
         graph = self._block(target, call, arguments, inputs)
@@ -95,8 +138,13 @@ class Elaborator:
     def _check_inputs(self, signature: syntax.Signature, inputs: tuple[Tensor, ...], call: syntax.Call) -> None:
         many = bool(signature.inputs) and signature.inputs[-1].many
         if len(inputs) < len(signature.inputs) or len(inputs) > len(signature.inputs) and not many:
+            wanted = ", ".join(i.name for i in signature.inputs)
             raise Mistake(
-                "TM1306", f"`{call.callee}` takes {len(signature.inputs)} tensors, got {len(inputs)}", call.callee_span
+                "TM1306",
+                f"`{call.callee}` takes {len(signature.inputs)} tensor{'s' if len(signature.inputs) != 1 else ''} ({wanted}), "
+                f"got {len(inputs)}",
+                call.callee_span,
+                help="" if self._stack else "what a spec places gets one tensor: the result of what stands before it",
             )
         for i, tensor in enumerate(inputs):
             wanted = signature.inputs[min(i, len(signature.inputs) - 1)]
@@ -106,61 +154,103 @@ class Elaborator:
                     "TM1401",
                     f"`{call.callee}` takes a value of kind {kinds} as `{wanted.name}`, got a {tensor}",
                     call.callee_span,
+                    label=f"gets a {tensor.kind}",
                 )
 
     def _block(self, definition: Definition, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]) -> BlockGraph:
         key = (definition, tuple(arguments.items()), inputs)
         if key in self._graphs:
-            graph = self._graphs[key]
-            if graph is None:
-                raise Failed
-            return graph
-        circle = [d for d, _ in self._stack]
-        if definition in circle:
-            names = [d.name for d in circle[circle.index(definition) :]] + [definition.name]
-            raise Mistake("TM1210", f"block `{definition.name}` contains itself: {' -> '.join(names)}", call.callee_span)
+            return self._graphs[key]
+        if key in self._failed:
+            raise Failed(self._failed[key].outputs)
+        if definition in (d for d, _ in self._stack):  # only by way of shipped blocks: `circles` finds the others
+            names = " -> ".join([d.name for d, _ in self._stack] + [definition.name])
+            raise Mistake("TM1210", f"block `{definition.name}` contains itself: {names}", call.callee_span)
         if len(self._stack) >= MAX_NESTING:
             raise Mistake("TM1104", f"blocks are nested more than {MAX_NESTING} deep", call.callee_span)
         static = definition.findings(self.library)
         if static:
             self.findings += static
-            self._graphs[key] = None
+            self._failed[key] = Failed()
             raise Failed
         self._stack.append((definition, call))
+        body = _Body(self, definition, arguments, inputs)
         try:
-            graph = _Body(self, definition, arguments, inputs).run()
+            graph = body.run()
         finally:
             self._stack.pop()
-        self._graphs[key] = graph
         if graph is None:
-            raise Failed
+            failed = Failed(body.outputs)
+            if not self.muted:
+                self._failed[key] = failed
+            raise failed
+        self._graphs[key] = graph
         self.instances.setdefault(definition, []).append(graph)
         return graph
 
-    def note(self, finding: Finding, fallback: syntax.Node) -> None:
-        """Record a finding met inside the blocks on the stack.
+    def note(self, mistake: Mistake, statement: syntax.Statement) -> None:
+        """Record a mistake met inside the blocks on the stack, where it is to be mended.
 
-        Inside a shipped block the text is right and the numbers it was given are not: the finding then points at the
-        call in the user's text and names the shipped line as a further place.
+        Where a requirement fails, or a line of a shipped block, the text is right and the numbers it was given are
+        not: the finding points at the number the user wrote, or else at the call, and names the line as a further
+        place.
         """
-        if finding.span is None:
-            finding = replace(finding, span=fallback.span)
+        if self.muted:
+            return
+        finding = mistake.finding
+        about = mistake.about if mistake.about is not None else statement
+        inner = finding.span or getattr(about, "span", statement.span)
         outer = next((i for i, (d, _) in enumerate(self._stack) if all(b.shipped for b, _ in self._stack[i:])), None)
-        if outer is not None:
-            definition, call = self._stack[outer]
-            inner = self._stack[-1][0].name
-            via = f" (by way of `{definition.name}`)" if inner != definition.name else ""
-            notes = (*finding.notes, Note(f"asked for by block `{inner}`{via}", finding.span))
-            finding = replace(finding, span=call.span, notes=notes, label=finding.label)
-        elif self._stack[:-1]:
-            definition, call = self._stack[-1]
-            finding = replace(finding, notes=(*finding.notes, Note(f"in `{definition.name}`, called", call.span)))
-        self.findings.append(finding)
+        span, notes = inner, list(finding.notes)
+        if outer is not None or isinstance(statement, syntax.Require):
+            found = trace(self._stack, about)
+            span = self._at_fault(found, outer) or (self._stack[outer][1].span if outer is not None else inner)
+            if span != inner and not isinstance(statement, syntax.Require):
+                name = self._stack[-1][0].name
+                values = "; ".join(n.message for n in notes if n.span is None)
+                notes = [n for n in notes if n.span is not None]
+                what = f"block `{name}` asks for `{_short(inner.text)}`" + (f" with {values}" if values else "")
+                notes.insert(0, Note(what, inner))
+        site = self._stack[0][1].span
+        if not (site.source is span.source and site.start <= span.start and span.end <= site.end):
+            path = " > ".join(f"`{d.name}`" for d, _ in self._stack)
+            notes.append(Note(f"in {self.site}, {path}" if self.site else f"in {path}", site))
+        key = (finding.id, inner, span)
+        if key not in self._noted:  # a loop, or several stages, meet the same line again
+            self._noted.add(key)
+            self.findings.append(replace(finding, span=span, notes=tuple(notes), label=finding.label if span == inner else ""))
 
-    def step(self, node: syntax.Node) -> None:
-        self._steps += 1
-        if self._steps > _MAX_STEPS:
-            raise Mistake("TM1501", f"more than {_MAX_STEPS} statements run while the model is built", node.span)
+    def _at_fault(self, found: Trace, outer: int | None) -> Span | None:
+        if found.literals:
+            return found.literals[0]
+        places = self.blamed(found) if outer in (0, None) or found.arguments else []
+        if outer:  # a block of the user stands between: only what it was told to hand on comes from the spec
+            places = [p for p in places if p.own and p.name]
+        best = next((p for p in places if p.own), places[0] if places else None)
+        return best.span if best else None
+
+    def step(self, count: int = 1) -> None:
+        """Count work done. Sharing keeps real models far below the limit; loops in loops would not end."""
+        self._steps += count
+        if self._steps > MAX_STEPS:
+            raise Mistake(
+                "TM1501", f"more than {MAX_STEPS:,} statements run while the model is built", help="fewer rounds, or fewer loops in loops"
+            )
+
+
+def _outputs(op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> tuple[Tensor, ...] | None:
+    """What would come out of an op whose check fails, if its shape is beyond doubt."""
+    try:
+        outputs = op.shape(*inputs, **arguments)
+    except (Mistake, ArithmeticError):
+        return None
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return outputs if all(isinstance(d, int) and d > 0 for t in outputs for d in t.dims) else None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 70 else text[:66] + " ..."
 
 
 def _known_rate(value: Any, parameter: syntax.Parameter) -> Any:
@@ -192,34 +282,57 @@ class _Body(Evaluator):
         for i, (declared, tensor) in enumerate(zip(definition.signature.inputs, inputs, strict=True)):
             self.environment[declared.name] = _Value(Ref(-1, i), tensor)
         for letter in inputs[0].letters:
-            if letter in "CHWN":
+            if letter in DIMENSIONS:
                 self.environment[letter] = getattr(inputs[0], letter)
         self.environment.update(arguments)
         self.failed = False
+        self.outputs: tuple[Tensor, ...] | None = None
+        self._unmet: set[str] = set()
         self._loops: tuple[int, ...] = ()
+        self._loop: syntax.For | None = None
         self._names: dict[str, int] = {}
+        self._num_ops = 0
 
     def run(self) -> BlockGraph | None:
+        muted = self.owner.muted
         try:
             self._statements(self.definition.block.body)
         except _Return as done:
             self.graph.results = tuple(v.ref for v in done.values)
+            self.outputs = tuple(v.tensor for v in done.values)
         except _Poisoned:
             self.failed = True
+        finally:
+            self.owner.muted = muted
         return None if self.failed else self.graph
 
     def _statements(self, body: Sequence[syntax.Statement]) -> None:
         for statement in body:
+            if self._unmet and not isinstance(statement, syntax.Require):
+                self.owner.muted += 1  # what stands below a requirement relies on it; `run` sets this back
+                self._unmet = set()
             try:
-                self.owner.step(statement)
+                self.owner.step()
                 self._statement(statement)
             except Mistake as mistake:
-                self.owner.note(mistake.finding, statement)
-                if mistake.finding.id in ("TM1501", "TM1502"):
-                    raise _Poisoned from None
+                self._mistake(mistake, statement)
                 self._poison(statement)
-            except (Failed, _Poisoned):
+            except Failed:
                 self._poison(statement)
+            except _Poisoned:
+                self._poison(statement)
+
+    def _mistake(self, mistake: Mistake, statement: syntax.Statement) -> None:
+        self.failed = True
+        exhausted = mistake.finding.span is None and mistake.finding.id == "TM1501" or mistake.finding.id == "TM1502"
+        if exhausted:
+            self.owner.muted = 0
+            if mistake.finding.span is None:
+                place = self._loop.variable.span if self._loop else statement.span
+                mistake.finding = replace(mistake.finding, span=place)
+        self.owner.note(mistake, statement)
+        if exhausted:
+            raise Exhausted
 
     def _poison(self, statement: syntax.Statement) -> None:
         self.failed = True
@@ -268,32 +381,61 @@ class _Body(Evaluator):
     def _require(self, statement: syntax.Require) -> None:
         if self._truth(self.value(statement.condition), statement.condition):
             return
-        depends_on_size = names_in(statement.condition) & {"H", "W", "N"}
-        raise Mistake(
-            "TM1404" if depends_on_size else "TM1403",
-            statement.message or f"`{statement.condition.span.text}` does not hold",
-            statement.condition.span,
-            notes=self.values_of(statement.condition),
+        self.failed = True
+        condition = failing_part(statement.condition, self)
+        names = {n.name for n in reads(condition)}
+        if self._unmet & names:
+            return  # most likely the same number's fault
+        self._unmet |= names
+        block = self.definition.name
+        values = "; ".join(n.message for n in self.values_of(condition))
+        mistake = Mistake(
+            "TM1404" if dimensions_in(condition) & {"H", "W", "N"} else "TM1403",
+            f"block `{block}`: {statement.message}" if statement.message else f"block `{block}` requires `{condition.span.text}`",
+            condition.span,
+            label=self._outcome(condition),
+            notes=(Note(f"required: `{_short(condition.span.text)}`; here {values}{self._outcome(condition, ', so ')}", condition.span),),
+            help=fitting_values(condition, self, [p.name for p in self.definition.signature.parameters]),
+            about=condition,
         )
+        self.owner.note(mistake, statement)
+
+    def _outcome(self, condition: syntax.Expr, before: str = "") -> str:
+        """The number that a failed comparison is about, such as "`C % heads` is 2"."""
+        if not isinstance(condition, syntax.Binary) or condition.op in ("and", "or"):
+            return ""
+        sides = [s for s in (condition.left, condition.right) if not isinstance(s, syntax.Literal | syntax.Name)]
+        return before + " and ".join(f"`{_short(s.span.text)}` is {describe(self.value(s))}" for s in sides) if sides else ""
 
     def _for(self, statement: syntax.For) -> None:
         start, stop = (
-            coerce(self.value(e), _INT(e), e.span, "an end of the range") for e in (statement.start, statement.stop)
+            coerce(self.value(e), _INT(e), e.span, "an end of the range", self.values_of(e))
+            for e in (statement.start, statement.stop)
         )
         if stop - start > MAX_LOOP:
             raise Mistake(
-                "TM1501", f"the loop runs {stop - start} times, the limit is {MAX_LOOP}", statement.stop.span
+                "TM1501",
+                f"the loop runs {stop - start:,} times, the limit is {MAX_LOOP:,}",
+                statement.stop.span,
+                notes=self.values_of(statement.stop),
+                about=statement.stop,
             )
-        outer = self._loops
+        outer, self._loop = self._loops, self._loop or statement
         for j in range(start, stop):
             self.environment[statement.variable.name] = j
             self._loops = (*outer, j)
             self._statements(statement.body)
         self._loops = outer
+        if not outer:
+            self._loop = None
 
     # Expressions
 
     def eval_name(self, expr: syntax.Name) -> Any:
+        if expr.name in DIMENSIONS and expr.name not in self.environment:
+            first = self.definition.signature.inputs[0].name
+            tensor = self.graph.inputs[0]
+            raise Mistake("TM1401", f"`{first}` is a {tensor}, it has no {expr.name}", expr.span, help=_has(tensor, first))
         value = super().eval_name(expr)
         if isinstance(value, _Poison):
             raise _Poisoned
@@ -305,8 +447,26 @@ class _Body(Evaluator):
         if not isinstance(value, _Value):
             return super().dimension(expr, value)
         if expr.dim not in value.tensor.letters:
-            raise Mistake("TM1401", f"`{expr.name}` is a {value.tensor}, it has no {expr.dim}", expr.span)
+            raise Mistake(
+                "TM1401", f"`{expr.name}` is a {value.tensor}, it has no {expr.dim}", expr.span, help=_has(value.tensor, expr.name)
+            )
+        if value.doubtful:
+            raise _Poisoned
         return getattr(value.tensor, expr.dim)
+
+    def eval_listof(self, expr: syntax.ListOf) -> Any:
+        self.owner.step(len(expr.items))
+        values = super().eval_listof(expr)
+        for value, item in zip(values, expr.items, strict=True):
+            if isinstance(value, _Value | _Module) or isinstance(value, tuple) and any(isinstance(v, _Value) for v in value):
+                raise Mistake("TM1301", "a list holds numbers, no tensors", item.span, help="`concat(a, b)` joins tensors")
+        return values
+
+    def function(self, expr: syntax.Call, values: list[Any]) -> Any:
+        self.owner.step(sum(len(v) if isinstance(v, tuple) else 1 for v in values))
+        if any(isinstance(v, _Value | _Module) for v in values):
+            raise Mistake("TM1301", f"`{expr.callee}` takes numbers, got {_kinds(values)}", expr.span, help=FUNCTIONS[expr.callee])
+        return super().function(expr, values)
 
     def negate(self, expr: syntax.Unary, operand: Any) -> Any:
         if isinstance(operand, _Value) and expr.op == "-":
@@ -323,11 +483,20 @@ class _Body(Evaluator):
                 raise Mistake("TM1401", f"`{expr.op}` does not join tensors", expr.span, help="`+`, `-` and `*` do")
             return self._op(name, expr, (left, right), {})
         (tensor,) = tensors
-        number = right if tensor is left else left
-        self._number(number, expr.right if tensor is left else expr.left)
+        number, side = (right, expr.right) if tensor is left else (left, expr.left)
+        if expr.op in ("==", "!=", "<", "<=", ">", ">="):
+            raise Mistake(
+                "TM1401", f"`{expr.op}` compares numbers, got {tensor}", expr.span,
+                help="conditions never look at tensors; `x.C` is a number",
+            )  # fmt: skip
+        if not isinstance(number, int | float | Fraction) or isinstance(number, bool):
+            what = "a rate" if isinstance(number, Rate) else describe(number)
+            raise Mistake("TM1301", f"`{expr.op}` joins a tensor with a tensor or a number, got {what}", side.span)
         if expr.op == "*":
             return self._op("scale", expr, (tensor,), {"by": _plain(number)})
-        if expr.op == "/" and tensor is left and number:
+        if expr.op == "/" and tensor is left:
+            if not number:
+                raise self._by_zero(expr)
             return self._op("scale", expr, (tensor,), {"by": _plain(Fraction(1) / Fraction(number))})
         if expr.op == "+":
             return self._op("shift", expr, (tensor,), {"by": _plain(number)})
@@ -336,7 +505,7 @@ class _Body(Evaluator):
         if expr.op == "-":
             negative = self._op("scale", expr, (tensor,), {"by": -1})
             return self._op("shift", expr, (negative,), {"by": _plain(number)})
-        raise Mistake("TM1401", f"`{expr.op}` does not join a tensor and a number", expr.span)
+        raise Mistake("TM1401", f"`{expr.op}` does not join a tensor and a number", expr.span, help="`+`, `-`, `*` and `x / 2` do")
 
     def _op(self, name: str, expr: syntax.Node, values: tuple[_Value, ...], arguments: dict[str, Any]) -> _Value:
         from tokenmix.blocks.ops import find_op
@@ -344,14 +513,17 @@ class _Body(Evaluator):
         op = find_op(name)
         assert op is not None
         inputs = tuple(v.tensor for v in values)
+        doubtful = any(v.doubtful for v in values)
         try:
             op.check(*inputs, **arguments)
             output = op.shape(*inputs, **arguments)
         except Mistake as mistake:
-            raise _placed(mistake, expr) from None
+            if doubtful:
+                raise _Poisoned from None
+            raise _placed(mistake, expr, inputs) from None
         assert isinstance(output, Tensor)
         node = self._add(name, op, arguments, values, (output,), expr)
-        return _Value(Ref(node, 0), output)
+        return _Value(Ref(node, 0), output, doubtful)
 
     def eval_pipe(self, expr: syntax.Pipe) -> Any:
         value = self.value(expr.source)
@@ -360,38 +532,33 @@ class _Body(Evaluator):
         return value
 
     def eval_call(self, expr: syntax.Call) -> Any:
-        if self.owner.library.find(expr.callee) is None and expr.callee in FUNCTIONS:
+        if expr.callee in FUNCTIONS and self.owner.library.find(expr.callee) is None:
             return super().eval_call(expr)
         return self._apply(expr, ())
 
     def _apply(self, call: syntax.Call, flowing: tuple[_Value, ...]) -> Any:
         module = self.environment.get(call.callee)
+        if isinstance(module, _Poison):
+            raise _Poisoned
         target = self.owner.library.find(call.callee)
         given = call.tensors if target is None or target.signature.inputs else ()
         tensors = flowing + tuple(self._tensor(self.value(a.value), a) for a in given)
         if isinstance(module, _Module):
             return self._apply_module(call, module, tensors)
-        return self._results(self._node(call, tensors, self.definition.labels[id(call)]))
+        return self._node(call, tensors, self.definition.labels[id(call)])
 
     def _apply_module(self, call: syntax.Call, module: _Module, tensors: tuple[_Value, ...]) -> Any:
+        declared = Note("declared", module.declaration.span)
         if call.arguments or call.label:
-            raise Mistake("TM1306", f"{module} takes tensors only; its hyperparameters stand in its declaration", call.span)
+            raise Mistake(
+                "TM1306", f"{module} takes tensors only; its hyperparameters stand in its declaration", call.span, notes=(declared,)
+            )
         if not tensors:
-            raise Mistake("TM1306", f"{module} is given no tensor", call.span)
+            raise Mistake("TM1306", f"{module} is given no tensor", call.span, notes=(declared,))
         label = module.declaration.name.name
-        node = self._node(module.declaration.call, tensors, label, first=module.first, shared=True)
-        if module.first is None:
-            module.first = self.graph.nodes[node]
-        return self._results(node)
+        return self._node(module.declaration.call, tensors, label, module)
 
-    def _node(
-        self,
-        call: syntax.Call,
-        values: tuple[_Value, ...],
-        label: str,
-        first: GraphNode | None = None,
-        shared: bool = False,
-    ) -> int:
+    def _node(self, call: syntax.Call, values: tuple[_Value, ...], label: str, module: _Module | None = None) -> Any:
         target = self.owner.library.find(call.callee)
         assert target is not None, call.callee
         arguments = bind(
@@ -401,11 +568,29 @@ class _Body(Evaluator):
             lambda p: default_value(p, target.name),
         )
         inputs = tuple(v.tensor for v in values)
+        doubtful = any(v.doubtful for v in values)
+        self.owner.muted += doubtful
         try:
             elaborated, outputs = self.owner.call(call, arguments, inputs)
         except Mistake as mistake:
-            raise _placed(mistake, call) from None
-        return self._add(label, elaborated, arguments, values, outputs, call, first, shared)
+            if not doubtful:
+                self._mistake(_placed(mistake, call, inputs), _Applied(call.span))
+            return self._doubtful(getattr(mistake, "outputs", None))
+        except Failed as failed:
+            return self._doubtful(failed.outputs)
+        finally:
+            self.owner.muted -= doubtful
+        node = self._add(label, elaborated, arguments, values, outputs, call, module)
+        results = tuple(_Value(Ref(node, i), t, doubtful) for i, t in enumerate(outputs))
+        return results if len(results) > 1 else results[0]
+
+    def _doubtful(self, outputs: tuple[Tensor, ...] | None) -> Any:
+        """What comes out of a call with a finding; it is never a part of a graph."""
+        self.failed = True
+        if outputs is None:
+            raise _Poisoned
+        results = tuple(_Value(Ref(-1, 0), t, doubtful=True) for t in outputs)
+        return results if len(results) > 1 else results[0]
 
     def _argument(self, target: Definition | Op, parameter: syntax.Parameter, expr: syntax.Expr) -> Any:
         if is_word(parameter, expr, self.environment):
@@ -414,11 +599,12 @@ class _Body(Evaluator):
         else:
             value = self.value(expr)
         if isinstance(value, _Value | _Module) or isinstance(value, tuple) and any(isinstance(v, _Value) for v in value):
+            inputs = target.signature.inputs
             raise Mistake(
                 "TM1301",
-                f"`{parameter.name}` of `{target.name}` is a hyperparameter, got {value}",
+                f"`{parameter.name}` of `{target.name}` is a hyperparameter, got {_kinds(value)}",
                 expr.span,
-                help="tensors stand before a `;`",
+                help="further tensors stand before a `;`" if len(inputs) > 1 else "its size is a number: `x.C`",
             )
         if type(value) is int and parameter.type is not None and parameter.type.names == ("int",) and not parameter.type.many:
             return value  # by far the most frequent case
@@ -426,6 +612,7 @@ class _Body(Evaluator):
             return coerce(value, parameter.type, expr.span, f"`{parameter.name}` of `{target.name}`")
         except Mistake as mistake:
             mistake.finding = replace(mistake.finding, notes=self.values_of(expr))
+            mistake.about = expr
             raise
 
     def _add(
@@ -436,9 +623,10 @@ class _Body(Evaluator):
         values: tuple[_Value, ...],
         outputs: tuple[Tensor, ...],
         node: syntax.Node,
-        first: GraphNode | None = None,
-        shared: bool = False,
+        module: _Module | None = None,
     ) -> int:
+        self.owner.step()
+        first, shared = module.first if module else None, module is not None
         if self._loops and not shared:
             label = f"{label}.{'_'.join(str(j) for j in self._loops)}"
         count = self._names[label] = self._names.get(label, 0) + 1
@@ -458,34 +646,73 @@ class _Body(Evaluator):
             reused=first is not None, **({"tally": tally} if tally else {}),
         )  # fmt: skip
         if first is not None and (first.weights != weights or _blocks_differ(first.target, target)):
-            raise Mistake("TM1402", f"`{label}` is used with inputs that need different weights", node.span)
+            raise Mistake(
+                "TM1402", f"the module `{label}` is used with inputs that need different weights: {_weights(first, made)}",
+                node.span, notes=(Note("first used", first.span),),
+            )  # fmt: skip
+        if module is not None and first is None:
+            module.first = made
         self.graph.nodes.append(made)
-        if made.num_ops > MAX_NODES or len(self.graph.nodes) > MAX_NODES:
-            raise Mistake("TM1502", f"the block grows past {MAX_NODES} ops", node.span)
+        self._num_ops += made.num_ops
+        if self._num_ops > MAX_NODES:
+            raise Mistake(
+                "TM1502", f"the block has more than {MAX_NODES:,} ops, those of its parts counted", node.span,
+                help="fewer rounds of loops, or fewer blocks that each hold several blocks",
+            )  # fmt: skip
         return len(self.graph.nodes) - 1
-
-    def _results(self, node: int) -> Any:
-        outputs = tuple(_Value(Ref(node, i), t) for i, t in enumerate(self.graph.nodes[node].outputs))
-        return outputs if len(outputs) > 1 else outputs[0]
 
     def _tensor(self, value: Any, node: syntax.Node) -> _Value:
         if isinstance(value, _Value):
             return value
         if isinstance(value, tuple) and value and isinstance(value[0], _Value):
             raise Mistake(
-                "TM1306", f"{len(value)} values come out before this and one is wanted", node.span, help="name each first"
-            )
+                "TM1306", f"{len(value)} values come out before this and one is wanted", node.span,
+                help="name each first: `a, b = ...`",
+            )  # fmt: skip
+        if isinstance(value, _Module):
+            raise Mistake("TM1301", f"a tensor is wanted here, got {value}", node.span, help="call it: `name(x)`")
         raise Mistake("TM1301", f"a tensor is wanted here, got {describe(value)}", node.span)
+
+
+@dataclass(frozen=True)
+class _Applied(syntax.Statement):
+    """Stands for the statement of a mistake that is noted where the call stands, since the value goes on."""
+
+
+def _kinds(value: Any) -> str:
+    values = value if isinstance(value, tuple | list) else [value]
+    return " and ".join(str(v) for v in values if isinstance(v, _Value | _Module))
+
+
+def _has(tensor: Tensor, name: str) -> str:
+    return f"it has {', '.join(f'`{name}.{letter}`' for letter in tensor.letters)}"
+
+
+def _weights(first: GraphNode, second: GraphNode) -> str:
+    shapes = [
+        " and ".join(f"{name} {shape}" for name, shape in node.weights.items() if first.weights.get(name) != second.weights.get(name))
+        for node in (first, second)
+    ]
+    return " against ".join(shapes) if all(shapes) else f"{first.num_params:,} against {second.num_params:,} parameters"
 
 
 def _blocks_differ(a: Op | BlockGraph, b: Op | BlockGraph) -> bool:
     return isinstance(a, BlockGraph) and isinstance(b, BlockGraph) and a.num_params != b.num_params
 
 
-def _placed(mistake: Mistake, node: syntax.Node) -> Mistake:
-    if mistake.finding.span is None:
+def _placed(mistake: Mistake, node: syntax.Node, inputs: tuple[Tensor, ...]) -> Mistake:
+    """A mistake of an op with the place of its use, and what disagrees beside the underlined words."""
+    finding = mistake.finding
+    if finding.span is None:
         span = node.callee_span if isinstance(node, syntax.Call) else node.span
-        mistake.finding = replace(mistake.finding, span=span)
+        finding = replace(finding, span=span)
+    if finding.id == "TM1402" and not finding.label and len({t.kind for t in inputs}) == 1:
+        differ = [k for k in inputs[0].letters if len({getattr(t, k) for t in inputs}) > 1 and k != "N" or k == "N" == inputs[0].letters[0]]
+        finding = replace(
+            finding, label=", ".join(f"{k}: {' and '.join(str(getattr(t, k)) for t in inputs)}" for k in differ if k in differ)
+        )
+    mistake.finding = finding
+    mistake.about = mistake.about or node
     return mistake
 
 
@@ -495,23 +722,6 @@ def _plain(number: Any) -> Any:
 
 def _INT(expr: syntax.Expr) -> syntax.TypeRef:
     return syntax.TypeRef(expr.span, ("int",))
-
-
-def default_value(parameter: syntax.Parameter, owner: str) -> Any:
-    """The value of a parameter's default, as its type wants it. Raises `Mistake`."""
-    key = id(parameter)
-    if key not in _DEFAULTS:
-        assert parameter.default is not None
-        if is_word(parameter, parameter.default, {}):
-            value: Any = parameter.default.name  # type: ignore[union-attr]
-        else:
-            value = Evaluator({}, f"the head of `{owner}`").value(parameter.default)
-            value = coerce(value, parameter.type, parameter.default.span, f"`{parameter.name}` of `{owner}`")
-        _DEFAULTS[key] = (parameter, value)  # keeps the parameter, so that its id stays its own
-    return _DEFAULTS[key][1]
-
-
-_DEFAULTS: dict[int, tuple[syntax.Parameter, Any]] = {}
 
 
 def _assigned(statement: syntax.Statement) -> list[str]:

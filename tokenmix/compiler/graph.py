@@ -131,7 +131,9 @@ class BlockGraph:
             cache[convention.name] = sum(node.count(convention) for node in self.nodes)
         return cache[convention.name]
 
-    def walk(self, prefix: str = "", module: str = "", reused: bool = False) -> Iterator[tuple[str, str, GraphNode, bool]]:
+    def walk(
+        self, prefix: str = "", module: str = "", reused: bool = False
+    ) -> Iterator[tuple[str, str, GraphNode, bool]]:
         """Every primitive op of the spelled-out graph: name, path of its module, node, whether weights are reused."""
         for node in self.nodes:
             name, path = prefix + node.name, module + node.label

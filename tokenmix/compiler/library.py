@@ -20,7 +20,7 @@ from tokenmix.dsl.files import read_text
 from tokenmix.dsl.parser import parse_blocks
 from tokenmix.dsl.source import Source
 
-__all__ = ["Library", "shipped_blocks"]
+__all__ = ["Library", "find_shipped", "shipped_blocks"]
 
 _BLOCKS = Path(__file__).parent.parent / "blocks"
 _HEAD = re.compile(r"^[ \t]*block[ \t]+(\w+)", re.M)
@@ -50,6 +50,11 @@ def _shipped(name: str) -> Definition:
     if findings:
         raise ValueError(f"shipped block {name}: {findings[0].message}")
     return Definition(blocks[0], shipped=True)
+
+
+def find_shipped(name: str) -> Definition | Op | None:
+    """The block of that name that comes with tokenmix, or the op."""
+    return _shipped(name) if name in shipped_blocks() else find_op(name)
 
 
 class Library:
@@ -107,9 +112,7 @@ class Library:
             return self._own[name]
         if name in self._unread:
             return None
-        if name in shipped_blocks():
-            return _shipped(name)
-        return find_op(name)
+        return find_shipped(name)
 
     def may_hold(self, name: str) -> bool:
         """Whether a block that could not be read may have that name: then its absence is no finding of its own."""

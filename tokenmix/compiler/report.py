@@ -85,9 +85,7 @@ def _figure(row: Published, quantity: str, cost: Cost) -> Figure:
     value = cost.params if quantity == "params" else cost[row.rule]
     matches, gap = compare(value, row.printed[quantity])
     note = "" if matches else row.note
-    return Figure(
-        quantity, row.printed[quantity], row.table, rule, value, "match" if matches else "gap", gap, note
-    )
+    return Figure(quantity, row.printed[quantity], row.table, rule, value, "match" if matches else "gap", gap, note)
 
 
 def report_sizes(model: Model) -> list[tuple[int, int]]:
@@ -161,9 +159,7 @@ def _row(name: str, nodes: list[GraphNode], conventions: list[Convention], peak:
     names = dict.fromkeys(n.target.name for n in blocks or nodes)
     depth = len(blocks)
     body = blocks[0].arguments.get("depth") if len(blocks) == 1 else None
-    elements = sum(
-        n.target.activation_elements if isinstance(n.target, BlockGraph) else _elements(n) for n in nodes
-    )
+    elements = sum(n.target.activation_elements if isinstance(n.target, BlockGraph) else _elements(n) for n in nodes)
     return Row(
         name,
         ", ".join(names),
@@ -196,7 +192,10 @@ def _by_op(graph: BlockGraph, conventions: list[Convention]) -> list[Row]:
                 len(uses),
                 None,
                 sum(0 if reused else node.num_params for node, reused, _ in uses),
-                {c.name: sum(0 if _excluded(name, c) else node.count(c) for node, _, name in uses) for c in conventions},
+                {
+                    c.name: sum(0 if _excluded(name, c) else node.count(c) for node, _, name in uses)
+                    for c in conventions
+                },
                 4 * sum(_elements(node) for node, _, _ in uses),
             )
         )

@@ -46,7 +46,9 @@ def verify(graph: networkx.DiGraph) -> None:
 
 def _verify_op(graph: networkx.DiGraph, name: str, node: dict) -> None:
     op = node["op"]
-    reads = sorted((into, source, output) for source, _, uses in graph.in_edges(name, data="uses") for output, into in uses)
+    reads = sorted(
+        (into, source, output) for source, _, uses in graph.in_edges(name, data="uses") for output, into in uses
+    )
     if [into for into, _, _ in reads] != list(range(len(reads))):
         raise GraphError(f"{name}: inputs {reads}")
     inputs = tuple(graph.nodes[source]["outputs"][output] for _, source, output in reads)

@@ -33,10 +33,63 @@ _OPERATORS = {
 
 # Operators of a trace that fvcore has no rule for and that cost nothing under its convention.
 _FREE = frozenset(
-    """add add_ sub rsub mul mul_ div div_ neg gelu sigmoid silu relu softmax mean sum max_pool2d avg_pool2d pad
-    constant_pad_nd stack unbind chunk split cat floor floor_divide remainder arange to gather clamp clamp_min clamp_max
-    expand unflatten flip unfold ne eq ge le gt lt rand bernoulli sqrt pow feature_dropout dropout ceil abs
-    detach clone type_as""".split()
+    [
+        "add",
+        "add_",
+        "sub",
+        "rsub",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "neg",
+        "gelu",
+        "sigmoid",
+        "silu",
+        "relu",
+        "softmax",
+        "mean",
+        "sum",
+        "max_pool2d",
+        "avg_pool2d",
+        "pad",
+        "constant_pad_nd",
+        "stack",
+        "unbind",
+        "chunk",
+        "split",
+        "cat",
+        "floor",
+        "floor_divide",
+        "remainder",
+        "arange",
+        "to",
+        "gather",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "expand",
+        "unflatten",
+        "flip",
+        "unfold",
+        "ne",
+        "eq",
+        "ge",
+        "le",
+        "gt",
+        "lt",
+        "rand",
+        "bernoulli",
+        "sqrt",
+        "pow",
+        "feature_dropout",
+        "dropout",
+        "ceil",
+        "abs",
+        "detach",
+        "clone",
+        "type_as",
+    ]
 )
 
 
@@ -100,7 +153,11 @@ def audit(model: Model, size: tuple[int, int], *, dense: bool = False) -> Audit:
             )
     for name, count in sorted(unsupported.items()):
         result.findings.append(
-            Finding("TM1602", f"{model.name}: fvcore met {name} {count} times, which neither it nor the graph accounts for", place)
+            Finding(
+                "TM1602",
+                f"{model.name}: fvcore met {name} {count} times, which neither it nor the graph accounts for",
+                place,
+            )
         )
     actual = sum(p.numel() for p in module.parameters())
     if actual != params:
@@ -108,7 +165,9 @@ def audit(model: Model, size: tuple[int, int], *, dense: bool = False) -> Audit:
             Finding("TM1602", f"{model.name}: {params:,} parameters by the graph, {actual:,} in the module", place)
         )
     if graph.count(CONVENTIONS["fvcore"]) != result.analytic:
-        result.findings.append(Finding("TM1602", f"{model.name}: the fvcore convention weighs a tally that no operator stands for", place))
+        result.findings.append(
+            Finding("TM1602", f"{model.name}: the fvcore convention weighs a tally that no operator stands for", place)
+        )
     return result
 
 
@@ -123,9 +182,8 @@ def _expected(node: GraphNode) -> list[tuple[str, int]]:
 
 def _trace(module: Any, images: Any) -> tuple[Counter[tuple[str, str]], dict[str, int]]:
     """What fvcore counts, by (innermost module, operator), and the operators it has no rule for."""
-    from fvcore.nn import FlopCountAnalysis
-
     import torch
+    from fvcore.nn import FlopCountAnalysis
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's remarks on sizes read as numbers: an audit is for one size
@@ -147,7 +205,9 @@ def _trace(module: Any, images: Any) -> tuple[Counter[tuple[str, str]], dict[str
             own = int(count) - int(children[name][operator])
             if own:
                 measured[name, _BOOKED.get(operator, operator)] += own
-    unknown = {name: count for name, count in unsupported.items() if name.removeprefix("aten::").rstrip("_") not in _FREE}
+    unknown = {
+        name: count for name, count in unsupported.items() if name.removeprefix("aten::").rstrip("_") not in _FREE
+    }
     return measured, unknown
 
 

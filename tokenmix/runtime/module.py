@@ -114,7 +114,7 @@ def _make_picklable(module: ModuleType, source: str, name: str) -> None:
 
     for value in list(vars(module).values()):
         if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__:
-            copyreg.pickle(value, reduce)  # type: ignore[arg-type]
+            copyreg.pickle(value, reduce)
 
 
 def _restore(source: str, name: str, class_name: str) -> nn.Module:

@@ -1,6 +1,6 @@
+from tokenmix.blocks.broadcast import aligned, joined
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, size
-from tokenmix.blocks.broadcast import aligned, joined
 
 
 class Add(Op):

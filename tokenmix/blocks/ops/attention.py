@@ -1,5 +1,5 @@
 from tokenmix.blocks.cost import Tally
-from tokenmix.blocks.op import Op, Tensor, size
+from tokenmix.blocks.op import Op, Tensor
 
 
 class Attention(Op):

@@ -14,15 +14,14 @@ class AvgPool(Op):
     def check(self, x: Tensor, *, kernel: int, stride: int, padding: int) -> None:
         if min(kernel, stride) < 1 or not 0 <= padding <= kernel // 2:
             raise self.mistake(
-                f"kernel and stride are at least 1, padding at most half of the kernel, got {kernel}, {stride}, {padding}"
+                "kernel and stride are at least 1, padding at most half of the kernel, "
+                f"got {kernel}, {stride} and {padding}"
             )
         if min(x.H, x.W) + 2 * padding < kernel:
             raise self.mistake(f"a {x.H}x{x.W} map is smaller than the {kernel}x{kernel} window", "TM1404")
 
     def shape(self, x, *, kernel, stride, padding):
-        return x.having(
-            H=(x.H + 2 * padding - kernel) // stride + 1, W=(x.W + 2 * padding - kernel) // stride + 1
-        )
+        return x.having(H=(x.H + 2 * padding - kernel) // stride + 1, W=(x.W + 2 * padding - kernel) // stride + 1)
 
     def cost(self, inputs, outputs, *, kernel, stride, padding):
         return Tally(pool=size(inputs[0]))

@@ -17,7 +17,9 @@ class Conv(Op):
 
     def check(self, x: Tensor, *, out: int, kernel: int, stride: int, padding: int, groups: int, bias: bool) -> None:
         if min(out, kernel, stride, groups) < 1:
-            raise self.mistake(f"out, kernel, stride and groups are at least 1, got {out}, {kernel}, {stride}, {groups}")
+            raise self.mistake(
+                f"out, kernel, stride and groups are at least 1, got {out}, {kernel}, {stride}, {groups}"
+            )
         if padding < -1:
             raise self.mistake(f"padding is 0 or more (or -1 for kernel // 2), got {padding}")
         if x.C % groups or out % groups:
@@ -28,9 +30,7 @@ class Conv(Op):
 
     def shape(self, x, *, out, kernel, stride, padding, groups, bias):
         pad = kernel // 2 if _is(padding, -1) else padding
-        return x.having(
-            C=out, H=(x.H + 2 * pad - kernel) // stride + 1, W=(x.W + 2 * pad - kernel) // stride + 1
-        )
+        return x.having(C=out, H=(x.H + 2 * pad - kernel) // stride + 1, W=(x.W + 2 * pad - kernel) // stride + 1)
 
     def weights(self, x, *, out, kernel, stride, padding, groups, bias):
         return {"weight": (out, x.C // groups, kernel, kernel)} | ({"bias": (out,)} if bias else {})

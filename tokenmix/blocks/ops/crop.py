@@ -1,6 +1,6 @@
+from tokenmix.blocks.broadcast import bracketed
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, Tensor
-from tokenmix.blocks.broadcast import bracketed
 
 
 class Crop(Op):

@@ -1,6 +1,6 @@
+from tokenmix.blocks.broadcast import bracketed
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, size
-from tokenmix.blocks.broadcast import bracketed
 
 
 class Scale(Op):

@@ -5,7 +5,8 @@ from tokenmix.blocks.op import Op, size
 class Softmax(Op):
     """Softmax across several values of one shape: position by position, the results add up to one.
 
-    `a, b, c = softmax(a, b, c)` turns branch scores into branch weights. A single value is normalised over its channels.
+    `a, b, c = softmax(a, b, c)` turns branch scores into branch weights. One value alone is
+    normalised over its channels.
     """
 
     signature_text = "softmax(branches...)"

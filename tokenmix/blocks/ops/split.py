@@ -18,7 +18,9 @@ class Split(Op):
         if not 1 <= parts <= 64:
             raise self.mistake(f"parts must lie in 1..64, got {parts}")
         if x.C % parts:
-            raise self.mistake(f"{x.C} channels do not split into {parts} equal parts ({x.C} / {parts} = {x.C / parts:.4g})")
+            raise self.mistake(
+                f"{x.C} channels do not split into {parts} equal parts ({x.C} / {parts} = {x.C / parts:.4g})"
+            )
 
     def shape(self, x, *, parts: Any, interleaved):
         if not isinstance(parts, int):

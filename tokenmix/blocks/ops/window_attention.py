@@ -1,5 +1,5 @@
 from tokenmix.blocks.cost import Tally
-from tokenmix.blocks.op import Op, Tensor, construct, size
+from tokenmix.blocks.op import Op, Tensor, construct
 
 
 class WindowAttention(Op):
@@ -10,9 +10,7 @@ class WindowAttention(Op):
     Source: Swin Transformer (Liu et al. 2021), equation 4; MixFormer, section 3.1.
     """
 
-    signature_text = (
-        "window_attention(q: map, k: map, v: map; heads: int, window: int, bias: none | relative = none)"
-    )
+    signature_text = "window_attention(q: map, k: map, v: map; heads: int, window: int, bias: none | relative = none)"
     torch_type = "WindowAttention"
     helpers = ("WindowAttention",)
 

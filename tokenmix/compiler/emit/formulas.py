@@ -14,7 +14,18 @@ from fractions import Fraction
 from math import lcm
 from typing import Any
 
-__all__ = ["Formula", "Leaf", "Recorder", "Symbol", "comment", "hint_of", "is_symbolic", "leaves_of", "rendering", "symbol"]
+__all__ = [
+    "Formula",
+    "Leaf",
+    "Recorder",
+    "Symbol",
+    "comment",
+    "hint_of",
+    "is_symbolic",
+    "leaves_of",
+    "rendering",
+    "symbol",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Leaf:
 
     Args:
         name: as in the constructor (`dim`, `heads`) or in `forward` (`H`).
-        role: "argument" of the constructor (in `forward` it is `self.name`), "size" known per input, or "loop" variable.
+        role: "argument" of the constructor (in `forward`, `self.name`), "size" known per input, or "loop" variable.
         letter: how shape comments call it.
     """
 
@@ -77,7 +88,21 @@ def _leaf_text(leaf: Leaf) -> str:
 
 
 # Binding strength of Python's operators, for brackets.
-_LEVEL = {"if": 0, "or": 1, "and": 2, "not": 3, "compare": 4, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "sign": 7, "**": 8}
+LEVEL = {
+    "if": 0,
+    "or": 1,
+    "and": 2,
+    "not": 3,
+    "compare": 4,
+    "+": 5,
+    "-": 5,
+    "*": 6,
+    "/": 6,
+    "//": 6,
+    "%": 6,
+    "sign": 7,
+    "**": 8,
+}
 _ATOM = 9
 
 
@@ -189,7 +214,7 @@ class Formula:
             inverse = Formula(((tuple((f, -p) for f, p in monomial), 1 / coefficient),))
             result = self * inverse
             return Formula(result.terms, hint) if isinstance(result, Formula) else result
-        return Formula.of(symbol("{} // {}", self, other, level=_LEVEL["//"], inner=_LEVEL["//"] + 1), hint)
+        return Formula.of(symbol("{} // {}", self, other, level=LEVEL["//"], inner=LEVEL["//"] + 1), hint)
 
     def __rtruediv__(self, other: Any) -> Any:
         return _formula(other) / self
@@ -210,7 +235,7 @@ class Formula:
         if isinstance(other, int) and other > 0 and all(c % other == 0 for _, c in self.terms) and self._is_whole():
             return self / other if sign == "//" else 0
         hint = _apply(lambda a, b: a // b if sign == "//" else a % b, self.hint, hint_of(other))
-        made = Symbol("{} " + sign + " {}", ((self, _LEVEL[sign]), (other, _LEVEL[sign] + 1)), _LEVEL[sign])
+        made = Symbol("{} " + sign + " {}", ((self, LEVEL[sign]), (other, LEVEL[sign] + 1)), LEVEL[sign])
         return Formula.of(made, hint)
 
     def __pow__(self, power: Any) -> Any:
@@ -220,12 +245,12 @@ class Formula:
                 result = self * result
             return result
         return Formula.of(
-            Symbol("{} ** {}", ((self, _LEVEL["**"] + 1), (power, _LEVEL["sign"])), _LEVEL["**"]),
+            Symbol("{} ** {}", ((self, LEVEL["**"] + 1), (power, LEVEL["sign"])), LEVEL["**"]),
             _apply(lambda a, b: a**b, self.hint, hint_of(power)),
         )
 
     def __rpow__(self, base: Any) -> Any:
-        made = Symbol("{} ** {}", ((base, _LEVEL["**"] + 1), (self, _LEVEL["sign"])), _LEVEL["**"])
+        made = Symbol("{} ** {}", ((base, LEVEL["**"] + 1), (self, LEVEL["sign"])), LEVEL["**"])
         return Formula.of(made, _apply(lambda a, b: a**b, hint_of(base), self.hint))
 
     def _is_whole(self) -> bool:
@@ -239,24 +264,22 @@ class Formula:
             for factor, power in monomial:
                 if power < 0:
                     below[factor] = max(below.get(factor, 0), -power)
-        raised = [
-            (_product(m, tuple(below.items())), int(c * number)) for m, c in self.terms
-        ]
+        raised = [(_product(m, tuple(below.items())), int(c * number)) for m, c in self.terms]
         return raised, number, below
 
     @property
     def level(self) -> int:
         raised, number, below = self._fraction()
         if number != 1 or below:
-            return _LEVEL["//"]
+            return LEVEL["//"]
         if len(raised) > 1:
-            return _LEVEL["+"]
-        (monomial, coefficient), = raised
+            return LEVEL["+"]
+        ((monomial, coefficient),) = raised
         if coefficient < 0:
-            return _LEVEL["sign"]
+            return LEVEL["sign"]
         factors = sum(power for _, power in monomial) + (coefficient != 1)
         if factors > 1:
-            return _LEVEL["*"]
+            return LEVEL["*"]
         return monomial[0][0].level if monomial and isinstance(monomial[0][0], Symbol) else _ATOM
 
     def __str__(self) -> str:
@@ -264,13 +287,15 @@ class Formula:
         text = ""
         for monomial, coefficient in raised:
             part = _monomial_text(monomial, abs(coefficient))
-            text = f"{text} {'-' if coefficient < 0 else '+'} {part}" if text else ("-" if coefficient < 0 else "") + part
+            text = (
+                f"{text} {'-' if coefficient < 0 else '+'} {part}" if text else ("-" if coefficient < 0 else "") + part
+            )
         if number == 1 and not below:
             return text or "0"
         if len(raised) > 1:
             text = f"({text})"
         divisors = [str(number)] if number != 1 else []
-        divisors += [_operand(f, _LEVEL["*"] + 1) for f, p in below.items() for _ in range(p)]
+        divisors += [_operand(f, LEVEL["*"] + 1) for f, p in below.items() for _ in range(p)]
         divisor = " * ".join(divisors)
         sign = "/" if _mode.comment else " // "
         return f"{text}{sign}{divisor if len(divisors) == 1 else f'({divisor})'}"
@@ -319,9 +344,9 @@ def _monomial_text(monomial: _Monomial, coefficient: int) -> str:
         parts = [_operand(f, _ATOM) for f, p in monomial for _ in range(p)]
         return (str(coefficient) if coefficient != 1 or not parts else "") + "*".join(parts)
     parts = [str(coefficient)] if coefficient != 1 or not monomial else []
-    inner = _LEVEL["*"] if len(parts) + len(monomial) == 1 else _LEVEL["*"] + 1
+    inner = LEVEL["*"] if len(parts) + len(monomial) == 1 else LEVEL["*"] + 1
     for factor, power in monomial:
-        text = _operand(factor, _LEVEL["**"] + 1 if power > 1 else inner)
+        text = _operand(factor, LEVEL["**"] + 1 if power > 1 else inner)
         parts.append(f"{text}**{power}" if power > 1 else text)
     return " * ".join(parts)
 
@@ -341,7 +366,7 @@ def hint_of(value: Any) -> Any:
 
 
 def is_symbolic(value: Any) -> bool:
-    return isinstance(value, Formula | Symbol) or isinstance(value, tuple) and any(is_symbolic(v) for v in value)
+    return isinstance(value, Formula | Symbol) or (isinstance(value, tuple) and any(is_symbolic(v) for v in value))
 
 
 def leaves_of(value: Any) -> set[Leaf]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenmix.blocks.kernels import HELPERS
 from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.elaborate import Elaborator
-from tokenmix.compiler.emit.classes import WIDTH, Emitter, docstring, literal
+from tokenmix.compiler.emit.classes import Emitter
 from tokenmix.compiler.emit.formulas import Leaf, Recorder, Symbol, rendering, symbol
+from tokenmix.compiler.emit.text import WIDTH, docstring, literal
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.plan import Plan, Site, StagePlan, make_plan
 from tokenmix.dsl import syntax
@@ -84,7 +86,9 @@ class _Program:
     def text(self, standalone: bool) -> str:
         body = self._model_class()
         classes = [c.text for c in self.emitter.classes]
-        helpers = sorted(name for name in self.emitter.helpers if any(re.search(rf"\b{name}\b", t) for t in [*classes, body]))
+        helpers = sorted(
+            name for name in self.emitter.helpers if any(re.search(rf"\b{name}\b", t) for t in [*classes, body])
+        )
         init = self._initialisation(helpers)
         parts = [*classes, body, init]
         code = "\n\n\n".join(parts)
@@ -96,8 +100,10 @@ class _Program:
 
     def _doc(self) -> list[str]:
         paper = self.spec.paper
-        lines = [f"{self.name}" + (f': {paper["title"]}' if "title" in paper else "") + "."]
-        where = [paper[k] for k in ("venue", "year") if k in paper] + ([f"arXiv {paper['arxiv']}"] if "arxiv" in paper else [])
+        lines = [f"{self.name}" + (f": {paper['title']}" if "title" in paper else "") + "."]
+        where = [paper[k] for k in ("venue", "year") if k in paper] + (
+            [f"arXiv {paper['arxiv']}"] if "arxiv" in paper else []
+        )
         if self.spec.doc:
             lines += ["", *self.spec.doc.strip().split("\n")]
         if where:
@@ -118,9 +124,15 @@ class _Program:
             files: dict[str, list[str]] = {}
             for name in helpers:
                 files.setdefault(HELPERS[name], []).append(name)
-            lines = [f"from tokenmix.blocks.kernels.{file} import {', '.join(names)}" for file, names in sorted(files.items())]
+            lines = [
+                f"from tokenmix.blocks.kernels.{file} import {', '.join(names)}"
+                for file, names in sorted(files.items())
+            ]
             return "", imports + ([""] if lines else []) + lines
-        parts = [_definitions((_KERNELS / f"{file}.py").read_text(), set(helpers)) for file in sorted({HELPERS[h] for h in helpers})]
+        parts = [
+            _definitions((_KERNELS / f"{file}.py").read_text(), set(helpers))
+            for file in sorted({HELPERS[h] for h in helpers})
+        ]
         text = "\n\n\n".join(p for p in parts if p)
         return text, _torch_imports(text + "\n" + code)
 
@@ -152,19 +164,24 @@ class _Program:
 
     def _model_doc(self) -> list[str]:
         channels = self.model.input_shape[0]
-        lines = [f"Images (B, {channels}, H, W) to {'class scores' if self.with_classes else 'the result of the head'}.", ""]
+        lines = [
+            f"Images (B, {channels}, H, W) to {'class scores' if self.with_classes else 'the result of the head'}.",
+            "",
+        ]
         lines.append("Args:")
         if self.with_classes:
             lines.append("    num_classes: width of the classifier; 0 gives the pooled features instead of scores.")
         if self.plan.norms:
-            lines.append("    features_only: return the map of every stage, normed, as a list of (B, C, H, W), and no scores.")
+            lines.append(
+                "    features_only: return the map of every stage, normed, as a list of (B, C, H, W), and no scores."
+            )
         if self._top_rate() is not None:
             lines.append("    drop_path: drop rate of the last block; the rates grow evenly from 0 at the first.")
         return lines if len(lines) > 3 or lines[-1] != "Args:" else lines[:1]
 
     def _top_rate(self) -> float | None:
         """The drop rate of the last block, where all rates lie on one ramp."""
-        tops = {}
+        tops: dict[int, float] = {}
         for rate in self.ramps:
             if rate.index and rate.total > 1:
                 tops[rate.total] = max(tops.get(rate.total, 0.0), float(rate) * (rate.total - 1) / rate.index)
@@ -197,7 +214,12 @@ class _Program:
             lines.append("        self.features_only = features_only")
             norms = self._norms()
             if heads:
-                lines += ["        if features_only:", *[f"            {n}" for n in norms], "        else:", f"            {heads[0]}"]
+                lines += [
+                    "        if features_only:",
+                    *[f"            {n}" for n in norms],
+                    "        else:",
+                    f"            {heads[0]}",
+                ]
             else:
                 lines += ["        if features_only:", *[f"            {n}" for n in norms]]
         else:
@@ -215,16 +237,21 @@ class _Program:
         return ["self.norms = nn.ModuleList([", *[f"    {m}," for m in made], "])"]
 
     def _stage_shapes(self) -> list[Tensor]:
-        return [self._after((stage.body or (stage.blocks or [stage.down])[-1])) for stage in self.plan.stages]  # type: ignore[arg-type]
+        """The map that each stage hands on; a stage without blocks hands on what it gets."""
+        shape = self._after(self.plan.stem) if self.plan.stem else Tensor("map", self.model.input_shape)
+        shapes = []
+        for stage in self.plan.stages:
+            for site in (stage.down, *stage.blocks, stage.body):
+                shape = self._after(site) if site is not None else shape
+            shapes.append(shape)
+        return shapes
 
     def _after(self, site: Site) -> Tensor:
         return self._outputs[site.name]
 
-    @property
+    @cached_property
     def _outputs(self) -> dict[str, Tensor]:
-        if "_output_shapes" not in self.__dict__:
-            self._output_shapes = {node.name: node.outputs[0] for node in self.graph.nodes}
-        return self._output_shapes
+        return {node.name: node.outputs[0] for node in self.graph.nodes}
 
     def _stage(self, i: int, stage: StagePlan, shape: Tensor) -> tuple[list[str], Tensor]:
         pad = " " * 16
@@ -259,7 +286,9 @@ class _Program:
         target = self.plan.library.find(site.call.callee)
         assert target is not None
         given = [a.name for a in site.call.arguments]
-        symbolic = {a.name: a.value for a in site.call.arguments if self.with_classes and "classes" in names_in(a.value)}
+        symbolic = {
+            a.name: a.value for a in site.call.arguments if self.with_classes and "classes" in names_in(a.value)
+        }
         if isinstance(target, Op):
             self.emitter.helpers |= set(target.helpers)
             constructor = target.module(shape, **site.arguments)
@@ -308,7 +337,10 @@ class _Program:
         defaults = {key: Source("<default>", text) for key, text in _DEFAULT_INIT.items()}
         rules = {**defaults, **{key: node.source for key, node in self.spec.init.items()}}
         used = set(helpers)
-        lines = ["def init_weights(module: nn.Module) -> None:", '    """Initialise one layer; `Module.apply` reaches them all."""']
+        lines = [
+            "def init_weights(module: nn.Module) -> None:",
+            '    """Initialise one layer; `Module.apply` reaches them all."""',
+        ]
         branches: list[tuple[str, list[str]]] = []
         linear = self._draw(rules["linear"], "weight", "in_features", "out_features")
         pointwise = self._draw(rules["pointwise"], "weight", "in_features", "out_features")
@@ -318,10 +350,15 @@ class _Program:
         if "Conv2d" in used:
             conv = self._draw(rules["conv"], "weight", "in_channels", "out_channels")
             branches.append(("isinstance(module, Conv2d)", conv))
-        branches = [(test, [*body, "if module.bias is not None:", "    nn.init.zeros_(module.bias)"]) for test, body in branches]
+        branches = [
+            (test, [*body, "if module.bias is not None:", "    nn.init.zeros_(module.bias)"]) for test, body in branches
+        ]
         if "WindowAttention" in used:
             branches.append(
-                ("isinstance(module, WindowAttention) and module.bias_table is not None", self._draw(rules["position_table"], "bias_table", "", ""))
+                (
+                    "isinstance(module, WindowAttention) and module.bias_table is not None",
+                    self._draw(rules["position_table"], "bias_table", "", ""),
+                )
             )
         norms = "nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm"
         branches.append((f"isinstance(module, ({norms}))", ["module.reset_parameters()"]))
@@ -334,7 +371,9 @@ class _Program:
         """The line that fills a weight from a rule such as `normal(sqrt(2 / in_channels))`."""
         expr = parse_expression(rule)
         if not isinstance(expr, syntax.Call) or expr.callee not in _DISTRIBUTIONS:
-            raise Mistake("TM1206", "an initialisation is one of " + ", ".join(sorted(_DISTRIBUTIONS.values())), expr.span)
+            raise Mistake(
+                "TM1206", "an initialisation is one of " + ", ".join(sorted(_DISTRIBUTIONS.values())), expr.span
+            )
         conv = inputs == "in_channels"
         names = {
             "in_channels": f"module.{inputs}",
@@ -386,11 +425,11 @@ class _InitEvaluator(Evaluator):
     """Prints arithmetic on attributes of a layer."""
 
     def combine(self, expr: syntax.Binary, left: Any, right: Any) -> Any:
-        from tokenmix.compiler.emit.formulas import _LEVEL
+        from tokenmix.compiler.emit.formulas import LEVEL
 
         if not isinstance(left, Symbol) and not isinstance(right, Symbol):
             return super().combine(expr, left, right)
-        level = _LEVEL[expr.op]
+        level = LEVEL[expr.op]
         inner = (level + 1, level) if expr.op == "**" else (level, level + 1)
         return Symbol("{} " + expr.op + " {}", ((left, inner[0]), (right, inner[1])), level)
 
@@ -472,5 +511,3 @@ def _definitions(source: str, wanted: set[str]) -> str:
         if match and match[1] in wanted:
             kept.append(part.rstrip())
     return "\n\n\n".join(kept)
-
-
