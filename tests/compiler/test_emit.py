@@ -224,6 +224,61 @@ def test_numbers_lists_and_functions_become_python(tmp_path):
     assert [layer.up.out_features for layer in layers] == [2 * (5 * 8 // 3 + 3), 10, 8]
 
 
+def test_a_number_that_depends_on_an_arm_stays_a_choice(tmp_path):
+    definitions = """
+    block mixer(x; wide: bool):
+        hidden = C
+        if wide:
+            hidden = 2 * C
+            y = x |> gelu
+        else:
+            y = x |> relu
+        return x + (y |> up: linear(hidden) |> down: linear(C))
+    """
+    model = load(tmp_path, definitions, blocks="[mixer(wide=true), mixer(wide=false)]", repeat=3)
+    _, module, _ = run(model)
+    assert [block.up.out_features for block in module.stages[0].blocks] == [16, 8, 16]
+
+
+def test_one_channel_gates_keep_the_width_of_what_they_gate(tmp_path):
+    definitions = """
+    block mixer(x; groups: int):
+        gate = x |> pointwise(groups) |> sigmoid
+        return gate * x |> linear(C)
+    """
+    model = load(tmp_path, definitions, blocks="mixer(groups=1)")
+    run(model)
+    assert "nn.Linear(dim, dim)" in model.source()
+
+
+def test_several_ramps_are_written_out(tmp_path):
+    definitions = """
+    block mixer(x; drop: rate, inner: rate):
+        y = x |> linear(C) |> drop_path(inner)
+        return x + drop_path(y; drop)
+    """
+    model = load(tmp_path, definitions, blocks='"mixer(drop=ramp(0.2), inner=ramp(0.4))"', repeat=3)
+    _, module, _ = run(model)
+    assert [b.drop_path_2.rate for b in module.stages[0].blocks] == pytest.approx([0, 0.1, 0.2])
+    assert [b.drop_path.rate for b in module.stages[0].blocks] == pytest.approx([0, 0.2, 0.4])
+    model = load(tmp_path, definitions, blocks='"mixer(drop=ramp(0.2), inner=ramp(0.2) / 2)"', repeat=3)
+    _, module, _ = run(model)
+    assert [b.drop_path.rate for b in module.stages[0].blocks] == pytest.approx([0, 0.05, 0.1])
+
+
+def test_stages_without_blocks_and_models_without_head(tmp_path):
+    path = tmp_path / "probe.yaml"
+    path.write_text(
+        "tokenmix: 1\nname: probe\nfeatures: layer_norm()\nstages:\n"
+        "  - {blocks: gelu_conv(), repeat: 0}\n"
+        "  - {down: 'conv(out=4, kernel=2, stride=2, padding=0)', blocks: gelu_conv(), repeat: 1}\n"
+        "definitions: |\n  block gelu_conv(x):\n      return x |> dwconv(3) |> gelu\n"
+    )
+    maps = tokenmix.build(path, features_only=True)(torch.randn(2, 3, 8, 6))
+    assert [tuple(m.shape) for m in maps] == [(2, 3, 8, 6), (2, 4, 4, 3)]
+    assert tokenmix.build(path)(torch.randn(2, 3, 8, 6)).shape == (2, 4, 4, 3)
+
+
 def test_exact_division_adds_up(tmp_path):
     definitions = """
     block mixer(x):

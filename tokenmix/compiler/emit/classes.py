@@ -15,7 +15,7 @@ from typing import Any
 from tokenmix.blocks.op import KINDS, Tensor
 from tokenmix.compiler.definition import Definition
 from tokenmix.compiler.elaborate import Elaborator, default_value
-from tokenmix.compiler.emit.expressions import Arm, ExpressionWriter, Module, Several, Value, negated
+from tokenmix.compiler.emit.expressions import Arm, ExpressionWriter, Module, Several, Value, either, negated
 from tokenmix.compiler.emit.formulas import Formula, Leaf, comment, hint_of, is_symbolic, leaves_of, symbol
 from tokenmix.compiler.emit.text import WIDTH, docstring, literal, paragraphs, quoted, range_text
 from tokenmix.compiler.graph import BlockGraph
@@ -114,6 +114,7 @@ class _ClassWriter(ExpressionWriter):
         self.text = ClassText(name, {}, [])
         self._checks: set[str] = set()
         self._result_type = "Tensor"
+        self._returned: tuple[Tensor, ...] = ()
         self._bind_inputs()
 
     def _callee_outputs(
@@ -161,6 +162,7 @@ class _ClassWriter(ExpressionWriter):
 
     def write(self) -> ClassText:
         self._statements(self.definition.block.body)
+        self._check_results()
         self._write_sizes()
         head = self._constructor()
         doc = paragraphs(self.definition.block.doc) or [f"Block `{self.definition.name}`."]
@@ -169,6 +171,13 @@ class _ClassWriter(ExpressionWriter):
         lines += ["", f"    def forward(self, {tensors}) -> {self._result_type}:", *self.forward.lines]
         self.text.text = "\n".join(line.rstrip() for line in lines)
         return self.text
+
+    def _check_results(self) -> None:
+        """The formulas of the results must give the numbers of the use they were written from."""
+        for symbolic, real in zip(self._returned, self.instance.outputs, strict=True):
+            for formula, number in zip(symbolic.dims, real.dims, strict=True):
+                hint = hint_of(formula)
+                assert hint is None or hint == number, f"{self.definition.name}: {formula} is {hint}, not {number}"
 
     def _write_sizes(self) -> None:
         """Names for the sizes that `forward` mentions, at its top."""
@@ -298,6 +307,7 @@ class _ClassWriter(ExpressionWriter):
             self.pending.append({n for later in statement.values[i + 1 :] for n in names_in(later)})
             values.append(self._flowing(expr, self.definition.signature.inputs[0].name))
             self.pending.pop()
+        self._returned = tuple(v.tensor for v in values)
         self._result_type = "Tensor" if len(values) == 1 else f"tuple[{', '.join(['Tensor'] * len(values))}]"
         shapes = [comment(v.tensor.layout) for v in values]
         last = self.forward.lines[-1].strip() if self.forward.lines else ""
@@ -360,6 +370,8 @@ class _ClassWriter(ExpressionWriter):
                 self.forward.lines[first + 1] = "    " * (self.forward.depth + 1) + "pass"
         for name, value in then.items():
             other = self.environment.get(name)
+            if other is not None and not isinstance(value, Value | Module) and value != other:
+                self.environment[name] = either(value, condition, other)
             if isinstance(value, Value) and isinstance(other, Value) and value.tensor != other.tensor:
                 if _comparable(value.tensor, other.tensor):
                     continue  # equal where it counts: channels and kind

@@ -33,7 +33,7 @@ from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, names_in
 if TYPE_CHECKING:
     from tokenmix.compiler.emit.classes import Emitter
 
-__all__ = ["Arm", "ExpressionWriter", "Lines", "Module", "Several", "Value", "negated"]
+__all__ = ["Arm", "ExpressionWriter", "Lines", "Module", "Several", "Value", "either", "negated"]
 
 _CHAIN = 3  # calls inside calls on one line, at most
 
@@ -220,8 +220,12 @@ class ExpressionWriter(Evaluator):
         if not is_symbolic(condition):
             return self.value(expr.then if condition else expr.otherwise)
         then, otherwise = self.value(expr.then), self.value(expr.otherwise)
-        made = Symbol("{} if {} else {}", ((then, 1), (condition, 1), (otherwise, 0)), 0, hint_of(then))
-        return Formula.of(made, hint_of(then)) if _is_integral(then) and _is_integral(otherwise) else made
+        if isinstance(then, Value) or isinstance(otherwise, Value):
+            raise Mistake(
+                "TM1702", "a choice between tensors that depends on the input or differs between uses", expr.span,
+                help="write it as an `if` with a line for each",
+            )  # fmt: skip
+        return either(then, condition, otherwise)
 
     def eval_index(self, expr: syntax.Index) -> Any:
         base, index = self.value(expr.base), self.value(expr.index)
@@ -434,6 +438,12 @@ def negated(condition: Any) -> Any:
             level = LEVEL[word]
             return Symbol("{} " + word + " {}", ((negated(left), level), (negated(right), level + 1)), level)
     return symbol("not {}", condition, level=LEVEL["not"], inner=LEVEL["not"])
+
+
+def either(then: Any, condition: Any, otherwise: Any) -> Any:
+    """`then if condition else otherwise`, for numbers. What it is worth in the use at hand is not known."""
+    made = Symbol("{} if {} else {}", ((then, 1), (condition, 1), (otherwise, 0)), 0)
+    return Formula.of(made) if _is_integral(then) and _is_integral(otherwise) else made
 
 
 def _is_integral(value: Any) -> bool:

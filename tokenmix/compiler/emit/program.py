@@ -60,7 +60,9 @@ class _Program:
         taken = {self.name, *HELPERS, "Tensor", "OrderedDict"}
         self.emitter = Emitter(self.elaborator, taken)
         self.with_classes = "classes" in self.plan.parameters
-        self.ramps = {r for site in self.plan.trunk() for r in _ramps(site.arguments)}
+        ramps = [r for site in self.plan.trunk() for r in _ramps(site.arguments)]
+        # One ramp becomes the constructor's `drop_path`; rates of several ramps are written out as numbers.
+        self.ramp = ramps[0] if len({(r.top, r.total) for r in ramps}) == 1 else None
 
     def _elaborate_all(self) -> BlockGraph:
         """Elaborate every use of every block: the classifier, the dense backbone, and the model without classes."""
@@ -147,10 +149,9 @@ class _Program:
             arguments.append(f"num_classes: int = {plan.parameters['classes']}")
         if plan.norms:
             arguments.append("features_only: bool = False")
-        top = self._top_rate()
-        if top is not None:
-            arguments.append(f"drop_path: float = {literal(top)}")
-        init, forward = self._init_lines(top), self._forward_lines()
+        if self.ramp is not None:
+            arguments.append(f"drop_path: float = {literal(self.ramp.top)}")
+        init, forward = self._init_lines(), self._forward_lines()
         lines += ["", f"    def __init__({', '.join(['self', *arguments])}):", "        super().__init__()", *init]
         result = "Tensor | list[Tensor]" if plan.norms else "Tensor"
         lines += ["", f"    def forward(self, images: Tensor) -> {result}:", *forward]
@@ -175,27 +176,15 @@ class _Program:
             lines.append(
                 "    features_only: return the map of every stage, normed, as a list of (B, C, H, W), and no scores."
             )
-        if self._top_rate() is not None:
+        if self.ramp is not None:
             lines.append("    drop_path: drop rate of the last block; the rates grow evenly from 0 at the first.")
         return lines if len(lines) > 3 or lines[-1] != "Args:" else lines[:1]
 
-    def _top_rate(self) -> float | None:
-        """The drop rate of the last block, where all rates lie on one ramp."""
-        tops: dict[int, float] = {}
-        for rate in self.ramps:
-            if rate.index and rate.total > 1:
-                tops[rate.total] = max(tops.get(rate.total, 0.0), float(rate) * (rate.total - 1) / rate.index)
-        if not self.ramps:
-            return None
-        declared = self.plan.parameters.get("drop_path")
-        top = next(iter(tops.values()), 0.0)
-        return declared if isinstance(declared, float) and abs(declared - top) < 1e-12 else top
-
-    def _init_lines(self, top: float | None) -> list[str]:
+    def _init_lines(self) -> list[str]:
         plan = self.plan
         lines = []
-        if top is not None:
-            total = next(iter(self.ramps)).total
+        if self.ramp is not None:
+            total = self.ramp.total
             step = f"drop_path * i / {total - 1}" if total > 1 else "0.0 * i"
             lines.append(f"        drops = [{step} for i in range({total})]")
         shape = Tensor("map", self.model.input_shape)
@@ -264,7 +253,7 @@ class _Program:
             shape = self._after(stage.body)
         else:
             rows = []
-            for first, last in _runs(stage.blocks):
+            for first, last in _runs(stage.blocks, ramped=self.ramp is not None):
                 site = stage.blocks[first]
                 if last - first > 1:
                     rates = sorted({r.index for s in stage.blocks[first:last] for r in _ramps(s.arguments)})
@@ -304,7 +293,8 @@ class _Program:
             if name in symbolic:
                 parts.append(f"{name}={_class_expression(symbolic[name], self.plan.parameters)}")
             elif name in given:
-                parts.append(f"{name}={_with_ramps(site.arguments[name], rate)}")
+                value = site.arguments[name]
+                parts.append(f"{name}={literal(value) if self.ramp is None else _with_ramps(value, rate)}")
         return f"{text.name}({', '.join(parts)})"
 
     def _forward_lines(self) -> list[str]:
@@ -452,7 +442,7 @@ def _ramps(value: Any) -> Iterable[RampRate]:
 
 
 def _with_ramps(value: Any, rate: str) -> str:
-    """A hyperparameter of a placed block as source; rates of the ramp refer to the list `drops`."""
+    """A hyperparameter of a placed block as source; rates of the one ramp refer to the list `drops`."""
     if isinstance(value, RampRate):
         return rate or f"drops[{value.index}]"
     if isinstance(value, tuple) and value and all(isinstance(v, RampRate) for v in value):
@@ -462,11 +452,11 @@ def _with_ramps(value: Any, rate: str) -> str:
     return literal(value)
 
 
-def _runs(sites: list[Site]) -> list[tuple[int, int]]:
+def _runs(sites: list[Site], *, ramped: bool) -> list[tuple[int, int]]:
     """Stretches of blocks that differ in nothing but their place on the ramp."""
 
     def key(site: Site) -> tuple:
-        plain = tuple((k, "ramp" if isinstance(v, RampRate) else v) for k, v in site.arguments.items())
+        plain = tuple((k, "ramp" if ramped and isinstance(v, RampRate) else v) for k, v in site.arguments.items())
         return (id(site.call), plain)
 
     runs, first = [], 0
