@@ -78,14 +78,12 @@ class Op(ABC):
         helpers: names from `tokenmix.blocks.kernels` that the emitted code refers to.
         is_view: the output shares the memory of the first input.
         is_parameter: the submodule is a tensor, read and not called.
-        torch_type: class of the emitted submodule.
     """
 
     signature_text: ClassVar[str]
     helpers: ClassVar[tuple[str, ...]] = ()
     is_view: ClassVar[bool] = False
     is_parameter: ClassVar[bool] = False
-    torch_type: ClassVar[str] = ""
 
     @property
     def signature(self) -> Signature:

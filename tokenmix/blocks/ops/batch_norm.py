@@ -6,7 +6,6 @@ class BatchNorm(Op):
     """Batch norm over every channel, with scale and shift; running statistics in eval mode."""
 
     signature_text = "batch_norm(x: map | vector; eps: float = 1e-5)"
-    torch_type = "nn.modules.batchnorm._BatchNorm"
     helpers = ("BatchNorm2d",)
 
     def shape(self, x, *, eps):

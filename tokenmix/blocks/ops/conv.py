@@ -12,7 +12,6 @@ class Conv(Op):
     signature_text = (
         "conv(x: map; out: int, kernel: int, stride: int = 1, padding: int = -1, groups: int = 1, bias: bool = true)"
     )
-    torch_type = "Conv2d"
     helpers = ("Conv2d",)
 
     def check(self, x: Tensor, *, out: int, kernel: int, stride: int, padding: int, groups: int, bias: bool) -> None:

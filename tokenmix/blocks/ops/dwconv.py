@@ -9,7 +9,6 @@ class DepthwiseConv(Op):
     """
 
     signature_text = "dwconv(x: map; kernel: odd, stride: int = 1, bias: bool = true)"
-    torch_type = "Conv2d"
     helpers = ("Conv2d",)
 
     def check(self, x: Tensor, *, kernel: int, stride: int, bias: bool) -> None:

@@ -6,7 +6,6 @@ class LayerNorm(Op):
     """Layer norm over the channels of every token, with scale and shift (Ba et al. 2016)."""
 
     signature_text = "layer_norm(x: map | tokens | windows | vector; eps: float = 1e-5)"
-    torch_type = "nn.LayerNorm"
 
     def shape(self, x, *, eps):
         return x

@@ -9,7 +9,6 @@ class Linear(Op):
     """
 
     signature_text = "linear(x: map | tokens | windows | vector; out: int, bias: bool = true)"
-    torch_type = "nn.Linear"
 
     def check(self, x: Tensor, *, out: int, bias: bool) -> None:
         if out < 1:

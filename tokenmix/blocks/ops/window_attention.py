@@ -11,7 +11,6 @@ class WindowAttention(Op):
     """
 
     signature_text = "window_attention(q: map, k: map, v: map; heads: int, window: int, bias: none | relative = none)"
-    torch_type = "WindowAttention"
     helpers = ("WindowAttention",)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, window: int, bias: str) -> None:
