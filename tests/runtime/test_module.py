@@ -40,6 +40,23 @@ def test_maps_have_strides_4_to_32_and_are_channels_first():
         ]
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_shapes_of_the_graph_are_those_of_the_run(name):
+    model = tokenmix.load(name)
+    module = tokenmix.build(model, features_only=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        # MixFormer takes sides of 32k - 3 to 32k, ATMNet any: these sizes are for both.
+        size = [
+            32 * int(torch.randint(1, 5, (), generator=generator)) - int(torch.randint(4, (), generator=generator))
+            for _ in "HW"
+        ]
+        with torch.no_grad():
+            maps = module(torch.randn(1, 3, *size))
+        graph = model.elaborate(tuple(size), dense=True)
+        assert [tuple(m.shape[1:]) for m in maps] == [output.dims for output in graph.outputs]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(module, dtype):
     x = torch.randn(2, 3, 64, 64)
