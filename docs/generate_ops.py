@@ -10,6 +10,7 @@ import inspect
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from tokenmix.blocks.cost import TALLIES, Tally
 from tokenmix.blocks.op import KINDS, Op, Tensor
 from tokenmix.blocks.ops import find_op
+from tokenmix.blocks.patterns import Elementwise
 from tokenmix.compiler.elaborate import default_value
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
@@ -107,7 +109,7 @@ them.
 
 def page() -> str:
     """The whole of docs/ops.md."""
-    ops = [op for name in _own_names() if (op := find_op(name)) is not None]
+    ops = [op for name in own_names() if (op := find_op(name)) is not None]
     examples = {op.name: example(op) for op in ops}
     given = {tensor.kind for _, _, outputs in examples.values() for tensor in outputs}
     words = [f"`{kind}`" for kind in KINDS if kind in given]
@@ -134,7 +136,7 @@ def example(op: Op) -> tuple[tuple[Tensor, ...], dict[str, Any], tuple[Tensor, .
     raise LookupError(f"no example fits {op.signature_text}: give its hyperparameters values in {Path(__file__).name}")
 
 
-def _own_names() -> list[str]:
+def own_names() -> list[str]:
     """The ops of this package, without those that installed packages add."""
     import tokenmix.blocks.ops as package
 
@@ -167,7 +169,7 @@ def _values(parameter: syntax.Parameter, op: Op) -> tuple[Any, ...]:
 def _section(op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any], outputs: tuple[Tensor, ...]) -> str:
     tally = op.cost(inputs, outputs, **arguments)
     assert isinstance(tally, Tally)
-    names = _input_names(op, len(inputs))
+    names = input_names(op, len(inputs))
     rows = [
         ("example", _call(op, inputs, arguments)),
         *((name, str(tensor)) for name, tensor in zip(names, inputs, strict=True)),
@@ -194,10 +196,11 @@ def _signature(op: Op) -> list[str]:
 def _doc(op: Op) -> list[str]:
     """The docstring with its lines joined to paragraphs; the source stands in a paragraph of its own."""
     text = re.sub(r"\nSource:", "\n\nSource:", inspect.cleandoc(op.doc))
-    paragraphs = [" ".join(p.split()) for p in text.split("\n\n")]
     lines: list[str] = []
-    for paragraph in paragraphs:
-        lines += ["", _escaped(paragraph)] if lines else [_escaped(paragraph)]
+    for paragraph in text.split("\n\n"):
+        text = _escaped(" ".join(paragraph.split()))
+        wrapped = textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+        lines += ["", *wrapped] if lines else wrapped
     return lines
 
 
@@ -217,7 +220,7 @@ def _takes(op: Op) -> str:
     return ", ".join(kinds) or "nothing"
 
 
-def _input_names(op: Op, count: int) -> list[str]:
+def input_names(op: Op, count: int) -> list[str]:
     names = [i.name for i in op.signature.inputs]
     if names and op.signature.inputs[-1].many:
         last = names.pop()
@@ -227,10 +230,9 @@ def _input_names(op: Op, count: int) -> list[str]:
 
 def _call(op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> str:
     """The example in the block language; hyperparameters at their defaults are left out."""
-    signs = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}"}
-    names = _input_names(op, len(inputs))
-    if op.name in signs:
-        return signs[op.name].format(*names)
+    names = input_names(op, len(inputs))
+    if isinstance(op, Elementwise):
+        return f" {op.sign} ".join(names)
     if op.name in ("scale", "shift"):
         return f"{names[0]} {'*' if op.name == 'scale' else '+'} {describe(arguments['by'])}"
     given = []
