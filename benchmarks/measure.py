@@ -24,6 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
+# The checkout is what is measured, whatever is installed; the references are part of its tests.
+sys.path.insert(0, str(ROOT))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def report(records: dict[str, dict[str, Any]]) -> str:
         if script in records:
             record = records[script]
             about = (
-                "{cpu}, {cores} cores, {system}; Python {python}, torch {torch} on {torch_threads} threads, timm {timm}, "
-                "fvcore {fvcore}; load average before the run {load_before}."
+                "{cpu}, {cores} cores, {system}; Python {python}, torch {torch} on {torch_threads} threads, "
+                "timm {timm}, fvcore {fvcore}; load average before the run {load_before}."
             ).format_map(record["machine"])
             if record["quick"]:
                 about += " **A run with --quick: the numbers mean nothing.**"

@@ -157,6 +157,49 @@ def test_declared_modules_share_their_weights(tmp_path):
     assert torch.allclose(block(x.permute(0, 2, 3, 1)), block.again(y + block.again(y) + block.position(y)))
 
 
+def test_declared_modules_exist_only_where_they_are_used(tmp_path):
+    definitions = """
+    block mixer(x; k: int):
+        module wide = linear(2 * C)
+        module back = linear(C)
+        if k > 2:
+            x = wide(x) |> gelu |> narrow: linear(C)
+        elif k == 2:
+            x = wide(x) |> relu |> narrow: linear(C)
+        for j in 0..k - 1:
+            x = x |> layers: inner(j)
+        return back(x) + x
+
+    block inner(x; j: int):
+        return x |> linear(C * (1 + j)) |> back: linear(C)
+    """
+    blocks = "[mixer(k=1), mixer(k=2), mixer(k=3)]"
+    _, module, _ = run(load(tmp_path, definitions, blocks=blocks, repeat=3))
+    assert [hasattr(block, "wide") for block in module.stages[0].blocks] == [False, True, True]
+    run(load(tmp_path, definitions, blocks="mixer(k=1)"))
+
+
+def test_weights_in_an_arm_that_depends_on_the_input_size_are_a_finding(tmp_path):
+    definitions = """
+    block mixer(x):
+        if H % 2 == 0:
+            x = x |> linear(C)
+        return x
+    """
+    with pytest.raises(tokenmix.FindingsError, match="TM1702"):
+        load(tmp_path, definitions).source()
+    definitions = """
+    block mixer(x):
+        module mix = linear(C)
+        if H % 2 == 0:
+            x = mix(x) |> gelu
+        else:
+            x = mix(x)
+        return x
+    """
+    run(load(tmp_path, definitions))
+
+
 def test_blocks_take_and_give_several_tensors(tmp_path):
     definitions = """
     block pair(x, y; share: int):

@@ -62,7 +62,7 @@ def _ops() -> list[tuple[str, str]]:
 
 def _first(doc) -> str:
     """The first sentence of a doc comment."""
-    text = " ".join(line for line in doc if not line.startswith("Source:"))
+    text = " ".join(" ".join(line for line in doc if not line.startswith("Source:")).split())
     return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".")
 
 

@@ -10,7 +10,7 @@ from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
 from tokenmix.dsl.expressions import TYPES, Evaluator, coerce
 
-__all__ = ["bind", "default_value", "hyperparameters", "is_word", "match_arguments", "takes"]
+__all__ = ["bind", "default_value", "hyperparameters", "is_word", "match_arguments", "misfit", "takes"]
 
 
 def takes(signature: syntax.Signature) -> str:
@@ -34,6 +34,7 @@ def match_arguments(
     """Parameter name -> argument as written, and what does not match. Evaluates nothing."""
     matched: dict[str, syntax.Argument] = {}
     findings = []
+    guessed = False
     names = [p.name for p in signature.parameters]
     position = 0
     for argument in arguments:
@@ -54,7 +55,8 @@ def match_arguments(
             name = names[position]
             position += 1
         elif name not in names:
-            near = nearest(name, names)
+            given = [a.name for a in arguments]
+            near = [n for n in nearest(name, names) if n not in given and n not in matched]
             findings.append(
                 Finding(
                     "TM1204",
@@ -65,7 +67,10 @@ def match_arguments(
                     help=f"did you mean `{near[0]}`?" if near else takes(signature),
                 )
             )
-            continue
+            if not near:
+                guessed = True
+                continue
+            name = near[0]
         if name in matched:
             first = Note("first", matched[name].span)
             findings.append(
@@ -76,7 +81,7 @@ def match_arguments(
     for parameter in signature.parameters:
         if parameter.default is None and parameter.name not in matched:
             # A name that is none of the others is most likely this one, misspelt or called as elsewhere.
-            if not any(f.id == "TM1204" for f in findings):
+            if not guessed:
                 findings.append(
                     Finding(
                         "TM1205",
@@ -86,6 +91,15 @@ def match_arguments(
                     )
                 )
     return matched, findings
+
+
+def misfit(signature: syntax.Signature, call: syntax.Call) -> bool:
+    """Whether the arguments of a call do not match the signature, whatever their values."""
+    try:
+        _matched(signature, call)
+    except Mistake:
+        return True
+    return False
 
 
 @lru_cache(maxsize=4096)
@@ -125,9 +139,7 @@ def bind(
 ) -> dict[str, Any]:
     """Parameter name -> value in the order of the signature. Raises `Mistake` with the first thing that does not match."""
     matched = _matched(signature, call)
-    return {
-        p.name: value(p, matched[p.name].value) if p.name in matched else default(p) for p in signature.parameters
-    }
+    return {p.name: value(p, matched[p.name].value) if p.name in matched else default(p) for p in signature.parameters}
 
 
 def is_word(parameter: syntax.Parameter, expr: syntax.Expr, known: Any) -> bool:
@@ -159,5 +171,8 @@ def default_value(parameter: syntax.Parameter, owner: str) -> Any:
 class _Head(Evaluator):
     def eval_name(self, expr: syntax.Name) -> Any:
         raise Mistake(
-            "TM1206", f"a default cannot read `{expr.name}`", expr.span, help="a default is a number, word, text or list"
+            "TM1206",
+            f"a default cannot read `{expr.name}`",
+            expr.span,
+            help="a default is a number, word, text or list",
         )

@@ -12,13 +12,27 @@ from typing import Any
 
 from tokenmix.compiler.bind import hyperparameters, match_arguments
 from tokenmix.compiler.definition import DIMENSIONS, Definition, calls_in
+from tokenmix.compiler.spec import Spec, parse_scalar
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
-from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, describe, names_in
+from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, names_in
 from tokenmix.dsl.source import Span
-from tokenmix.dsl.yaml_reader import YamlList, YamlNode
+from tokenmix.dsl.yaml_reader import YamlList, YamlNode, YamlScalar
 
-__all__ = ["Frame", "Place", "Trace", "dimensions_in", "failing_part", "fitting_values", "places", "reads", "trace"]
+__all__ = [
+    "SETTINGS",
+    "Frame",
+    "Origins",
+    "Place",
+    "Trace",
+    "dimensions_in",
+    "failing_part",
+    "fitting_values",
+    "reads",
+    "trace",
+]
+
+SETTINGS = "<set>"  # name of the text of values that came with a call or from the command line
 
 # A block on its way to the failing line, with the call that led into it.
 Frame = tuple[Definition, syntax.Call]
@@ -101,7 +115,9 @@ def _with_locals(definition: Definition, names: list[str], found: Trace) -> list
     """Names and, for those that the block computed from numbers, what it computed them from."""
     computed: dict[str, list[syntax.Expr]] = {}
     for statement in _statements(definition.block.body):
-        if isinstance(statement, syntax.Assign) and not any(c.callee not in FUNCTIONS for c in calls_in(statement.value)):
+        if isinstance(statement, syntax.Assign) and not any(
+            c.callee not in FUNCTIONS for c in calls_in(statement.value)
+        ):
             for target in statement.targets:
                 computed.setdefault(target.name, []).append(statement.value)
         elif isinstance(statement, syntax.For):
@@ -119,74 +135,68 @@ def _statements(body: Sequence[syntax.Statement]) -> Iterator[syntax.Statement]:
             yield from _statements(inner)
 
 
-def places(
-    expr: syntax.Expr, names: Mapping[str, Any], settings: Mapping[str, YamlNode], own: frozenset[str]
-) -> list[Place]:
-    """The values in specs that an expression of a spec reads, in the order of the text.
+class Origins:
+    """Which words of the specs gave each value.
 
-    Args:
-        expr: the expression, such as `heads[i]`.
-        names: what its names stand for.
+    Attributes:
         settings: parameter -> the node that gave its value.
-        own: names of the sources that the user wrote.
+        own: names of the sources that the user wrote, bases left out.
+        input: the input shape that the specs ask for, and where they do.
     """
-    found: list[Place] = []
-    _places(expr, names, settings, own, found, frozenset())
-    if not found:
-        found.append(Place(expr.span, expr.span.source.name in own))
-    return list(dict.fromkeys(found))
 
+    def __init__(self, spec: Spec, settings: Mapping[str, YamlNode]):
+        self.settings = settings
+        self.own = frozenset({spec.source.name, SETTINGS})
+        self.input = spec.input
+        self.input_span = spec.input_span
 
-def _places(
-    expr: object,
-    names: Mapping[str, Any],
-    settings: Mapping[str, YamlNode],
-    own: frozenset[str],
-    found: list[Place],
-    seen: frozenset[str],
-) -> None:
-    if isinstance(expr, syntax.Name):
-        node = settings.get(expr.name)
-        if node is not None and expr.name not in seen:
-            _node(expr.name, node, names, settings, own, found, seen)
-    elif isinstance(expr, syntax.Index) and isinstance(expr.base, syntax.Name) and expr.base.name in settings:
-        node = settings[expr.base.name]
-        try:
-            index = Evaluator(names, "this spec").value(expr.index)
-        except Mistake:
-            index = None
-        if isinstance(node, YamlList) and isinstance(index, int) and -len(node.items) <= index < len(node.items):
-            node = node.items[index]
-        _node(expr.base.name, node, names, settings, own, found, seen)
-    elif isinstance(expr, syntax.Node):
-        for value in vars(expr).values():
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, syntax.Node):
-                    _places(item, names, settings, own, found, seen)
+    def places(self, expr: syntax.Expr, names: Mapping[str, Any]) -> list[Place]:
+        """The values that an expression of a spec, such as `heads[i]`, reads, in the order of the text.
 
+        Args:
+            expr: the expression.
+            names: what its names stand for.
+        """
+        found: list[Place] = []
+        self._expression(expr, names, found, frozenset())
+        if not found:
+            found.append(Place(expr.span, expr.span.source.name in self.own))
+        return list(dict.fromkeys(found))
 
-def _node(
-    name: str,
-    node: YamlNode,
-    names: Mapping[str, Any],
-    settings: Mapping[str, YamlNode],
-    own: frozenset[str],
-    found: list[Place],
-    seen: frozenset[str],
-) -> None:
-    mine = node.span.source.name in own
-    if not mine and isinstance(getattr(node, "value", None), str):
-        # A default that is computed from other parameters: those may be the user's.
-        from tokenmix.compiler.spec import parse_scalar
+    def _expression(self, expr: object, names: Mapping[str, Any], found: list[Place], seen: frozenset[str]) -> None:
+        if isinstance(expr, syntax.Name):
+            node = self.settings.get(expr.name)
+            if node is not None and expr.name not in seen:
+                self._node(expr.name, node, names, found, seen)
+        elif isinstance(expr, syntax.Index) and isinstance(expr.base, syntax.Name) and expr.base.name in self.settings:
+            node = self.settings[expr.base.name]
+            try:
+                index = Evaluator(names, "this spec").value(expr.index)
+            except Mistake:
+                index = None
+            if isinstance(node, YamlList) and isinstance(index, int) and -len(node.items) <= index < len(node.items):
+                node = node.items[index]
+            self._node(expr.base.name, node, names, found, seen)
+        elif isinstance(expr, syntax.Node):
+            for value in vars(expr).values():
+                for item in value if isinstance(value, tuple) else (value,):
+                    if isinstance(item, syntax.Node):
+                        self._expression(item, names, found, seen)
 
-        before = len(found)
-        try:
-            _places(parse_scalar(node), names, settings, own, found, seen | {name})  # type: ignore[arg-type]
-        except Mistake:
-            pass
-        if len(found) > before:
-            return
-    found.append(Place(node.span, mine, name))
+    def _node(
+        self, name: str, node: YamlNode, names: Mapping[str, Any], found: list[Place], seen: frozenset[str]
+    ) -> None:
+        own = node.span.source.name in self.own
+        if not own and isinstance(node, YamlScalar) and isinstance(node.value, str):
+            # A default that is computed from other parameters: those may be the user's.
+            before = len(found)
+            try:
+                self._expression(parse_scalar(node), names, found, seen | {name})
+            except Mistake:
+                pass
+            if len(found) > before:
+                return
+        found.append(Place(node.span, own, name))
 
 
 def failing_part(condition: syntax.Expr, evaluator: Evaluator) -> syntax.Expr:
@@ -196,22 +206,16 @@ def failing_part(condition: syntax.Expr, evaluator: Evaluator) -> syntax.Expr:
     return condition
 
 
-def fitting_values(condition: syntax.Expr, evaluator: Evaluator, parameters: Sequence[str]) -> str:
-    """Near values of one of the parameters under which a condition would hold, as a help text; empty if none is near."""
-    for name in dict.fromkeys(n.name for n in reads(condition) if not n.dim):
-        value = evaluator.names.get(name)
-        if name not in parameters or type(value) is not int:
-            continue
-        near = [next((v for v in values if _holds(condition, evaluator, name, v)), None) for values in _around(value)]
-        fits = [describe(v) for v in near if v is not None]
-        if fits:
-            return f"near values that fit: {name} = {' or '.join(fits)}"
-    return ""
-
-
-def _around(value: int) -> tuple[Sequence[int], Sequence[int]]:
-    reach = max(16, min(abs(value), 64))
-    return range(value - 1, max(0, value - reach), -1), range(value + 1, value + reach)
+def fitting_values(condition: syntax.Expr, evaluator: Evaluator, name: str) -> str:
+    """Near values of a number under which a condition would hold, as a help text; empty if none is near."""
+    value = evaluator.names.get(name)
+    if type(value) is not int:
+        return ""
+    reach = max(64, min(abs(value), 512))
+    below, above = range(value - 1, max(0, value - reach), -1), range(value + 1, value + reach)
+    near = [next((v for v in values if _holds(condition, evaluator, name, v)), None) for values in (below, above)]
+    fits = [str(v) for v in near if v is not None]
+    return f"near values that fit: {name} = {' or '.join(fits)}" if fits else ""
 
 
 def _holds(condition: syntax.Expr, evaluator: Evaluator, name: str, value: int) -> bool:

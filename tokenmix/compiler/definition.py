@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DIMENSIONS", "MODULE_ATTRIBUTES", "Definition", "calls_in", "circles"]
 
 DIMENSIONS = ("C", "H", "W", "N")
-_LETTERS = tuple(dict.fromkeys([*DIMENSIONS, *(letter for letters in KINDS.values() for letter in letters)]))
+LETTERS = tuple(dict.fromkeys([*DIMENSIONS, *(letter for letters in KINDS.values() for letter in letters)]))
 
 # Attributes that torch.nn.Module gives a meaning to; a submodule of such a name would hide them.
 MODULE_ATTRIBUTES = frozenset(
@@ -29,7 +29,7 @@ MODULE_ATTRIBUTES = frozenset(
     register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
     register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
     register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
-    set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad""".split()
+    set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad""".split()  # noqa: SIM905
 )
 
 
@@ -75,7 +75,11 @@ class Definition:
             label = node.name.name if isinstance(node, syntax.ModuleDecl) else node.label
             if label in MODULE_ATTRIBUTES or label in parameters:
                 span = node.name.span if isinstance(node, syntax.ModuleDecl) else _label_span(node)
-                why = "a hyperparameter has that name" if label in parameters else "every torch module has an attribute so named"
+                why = (
+                    "a hyperparameter has that name"
+                    if label in parameters
+                    else "every torch module has an attribute so named"
+                )
                 self._label_findings.append(Finding("TM1211", f"no submodule can be called `{label}`: {why}", span))
 
     def _check_labels(self, body: Iterable[syntax.Statement], seen: dict[str, Span]) -> dict[str, Span]:
@@ -155,6 +159,7 @@ class _Checker:
         self.definition = definition
         self.findings: list[Finding] = []
         self.used: set[str] = set()
+        self.lost = False  # whether an unknown name may stand for any of the unused ones
         block = definition.block
         self.defined: dict[str, Span] = {}
         for item in (*block.signature.inputs, *block.signature.parameters):
@@ -218,7 +223,10 @@ class _Checker:
         for i, statement in enumerate(body):
             if isinstance(statement, syntax.Return) and i < len(body) - 1:
                 self._add(
-                    "TM1405", "nothing behind `return` is ever reached", body[i + 1].span, notes=(Note("returns", statement.span),)
+                    "TM1405",
+                    "nothing behind `return` is ever reached",
+                    body[i + 1].span,
+                    notes=(Note("returns", statement.span),),
                 )
             self._statement(statement)
 
@@ -256,7 +264,7 @@ class _Checker:
             self._add("TM1208", f"`{name.name}` is a hyperparameter and cannot be assigned", name.span)
         target = self.library.find(name.name)
         # What a spec defines does not make a shipped text wrong.
-        if target is not None and not (self.definition.shipped and _is_own(target)) or name.name in FUNCTIONS:
+        if (target is not None and not (self.definition.shipped and _is_own(target))) or name.name in FUNCTIONS:
             what = "a function on numbers" if target is None else "an op" if isinstance(target, Op) else "a block"
             self._add("TM1208", f"`{name.name}` is the name of {what}", name.span, help="choose another name")
         if name.name != "_":
@@ -297,15 +305,19 @@ class _Checker:
         if name.name not in self.known:
             near = nearest(name.name, self.known - {"_"})
             help = f"did you mean `{near[0]}`?" if near else f"known here: {listed(sorted(self.known - {'_'}))}"
+            self.used |= set(near)  # what is meant is not unused
+            self.lost |= not near
             target = self.library.find(name.name)
             if target is not None or name.name in FUNCTIONS:
                 help = f"it is called with brackets, `{name.name}(...)`, or stands behind a `|>`"
-            self._add("TM1206", f"nothing is called `{name.name}` in block `{self.definition.name}`", name.span, help=help)
+            self._add(
+                "TM1206", f"nothing is called `{name.name}` in block `{self.definition.name}`", name.span, help=help
+            )
             self.known.add(name.name)  # one finding per name
-        if name.dim and name.dim not in _LETTERS:
+        if name.dim and name.dim not in LETTERS:
             self._add(
                 "TM1206", f"no dimension is called `{name.dim}`",
-                name.span.source.span(name.span.end - len(name.dim), name.span.end), help=f"dimensions: {', '.join(_LETTERS)}",
+                name.span.source.span(name.span.end - len(name.dim), name.span.end), help=f"dimensions: {', '.join(LETTERS)}",
             )  # fmt: skip
 
     def _call(self, call: syntax.Call, *, piped: bool) -> None:
@@ -325,13 +337,53 @@ class _Checker:
             return
         given = hyperparameters(target.signature, call)
         matched, findings = match_arguments(target.signature, given, call)
+        if (
+            piped
+            and given
+            and any(f.id == "TM1306" for f in findings)
+            and not call.divided
+            and self._is_input(given[0].value)
+        ):
+            tensor = given[0].value.span.text
+            help = f"in a pipe the flowing value is the tensor: leave `{tensor}` out"
+            findings = [
+                Finding(
+                    "TM1306", f"`{target.name}` is given a tensor among its hyperparameters", given[0].span, help=help
+                )
+            ]
+            matched = {}
         findings += self._count_tensors(call, target, piped + (len(call.tensors) if given is call.arguments else 0))
         if findings and self.definition.shipped and _is_own(target):
             findings = [self._hidden(call, target, findings[0])]
         self.findings += findings
+        inputs = {i.name for i in self.definition.signature.inputs}
         for parameter in target.signature.parameters:
-            if parameter.name in matched:
-                self._expression(matched[parameter.name].value, parameter)
+            argument = matched.get(parameter.name)
+            if argument is None:
+                if parameter.default is None:
+                    self.used.add(parameter.name)  # what is missing here is most likely not unused
+            elif isinstance(argument.value, syntax.Name) and argument.value.name in inputs and not argument.value.dim:
+                self.used |= {parameter.name, argument.value.name}
+                tensor = argument.value.name
+                further = len(target.signature.inputs) > 1
+                self._add(
+                    "TM1301",
+                    f"`{parameter.name}` of `{target.name}` is a hyperparameter, and `{tensor}` is a tensor",
+                    argument.value.span,
+                    help="further tensors stand before a `;`" if further else f"a size is a number: `{tensor}.C`",
+                )
+            else:
+                self._expression(argument.value, parameter)
+        for argument in given:
+            if argument not in matched.values():
+                self._expression(argument.value)
+
+    def _is_input(self, expr: syntax.Expr) -> bool:
+        return (
+            isinstance(expr, syntax.Name)
+            and not expr.dim
+            and any(i.name == expr.name for i in self.definition.signature.inputs)
+        )
 
     def _unknown_block(self, call: syntax.Call) -> None:
         near = nearest(call.callee, [*self.library.names(), *FUNCTIONS, *self.definition.modules])
@@ -389,6 +441,8 @@ class _Checker:
         for name, span in self.defined.items():
             if name not in self.used and name != self._first_input():
                 what = "hyperparameter" if any(p.name == name for p in self.definition.signature.parameters) else "name"
+                if what == "name" and self.lost:
+                    continue
                 self._add("TM1207", f"the {what} `{name}` is never used", span, help="use it or leave it out")
 
     def _first_input(self) -> str:

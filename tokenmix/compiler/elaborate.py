@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from tokenmix.blocks.op import Op, Tensor
-from tokenmix.compiler.bind import bind, default_value, is_word
+from tokenmix.blocks.op import KINDS, Op, Tensor
+from tokenmix.compiler.bind import bind, default_value, is_word, misfit
 from tokenmix.compiler.blame import Frame, Place, Trace, dimensions_in, failing_part, fitting_values, reads, trace
-from tokenmix.compiler.definition import DIMENSIONS, Definition
+from tokenmix.compiler.definition import DIMENSIONS, LETTERS, Definition
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
 from tokenmix.dsl import syntax
@@ -37,6 +37,20 @@ class Failed(Exception):
 
     def __init__(self, outputs: tuple[Tensor, ...] | None = None):
         super().__init__()
+        self.outputs = outputs
+
+
+class Refused(Mistake):
+    """The check of an op fails.
+
+    Attributes:
+        outputs: what would come out, if its shape is beyond doubt.
+    """
+
+    def __init__(self, mistake: Mistake, call: syntax.Call, outputs: tuple[Tensor, ...] | None):
+        Exception.__init__(self, str(mistake))
+        self.finding = mistake.finding
+        self.about = mistake.about or call
         self.outputs = outputs
 
 
@@ -94,6 +108,7 @@ class Elaborator:
         self._stack: list[Frame] = []
         self._steps = 0
         self._noted: set[tuple] = set()
+        self._static: set[Span] = set()
         self.muted = 0
         self.site = ""
         self.blamed: Callable[[Trace], list[Place]] = lambda _: []
@@ -103,6 +118,7 @@ class Elaborator:
         self.findings = []
         self._failed = {}
         self._noted = set()
+        self._static = set()
         self._stack = []
         self._steps = 0
         self.muted = 0
@@ -117,19 +133,21 @@ class Elaborator:
         self.site = site
         self.blamed = blamed
 
-    def call(self, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]) -> tuple[Op | BlockGraph, tuple[Tensor, ...]]:
+    def call(
+        self, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]
+    ) -> tuple[Op | BlockGraph, tuple[Tensor, ...]]:
         """Apply a block or op to inputs. Raises `Failed` where the block has findings, `Mistake` where the call does not fit."""
         target = self.library.find(call.callee)
         assert target is not None
-        arguments = {k: _known_rate(v, p) for (k, v), p in zip(arguments.items(), target.signature.parameters, strict=True)}
+        arguments = {
+            k: _known_rate(v, p) for (k, v), p in zip(arguments.items(), target.signature.parameters, strict=True)
+        }
         self._check_inputs(target.signature, inputs, call)
         if isinstance(target, Op):
             try:
                 target.check(*inputs, **arguments)
             except Mistake as mistake:
-                mistake.about = mistake.about or call
-                mistake.outputs = _outputs(target, inputs, arguments)  # type: ignore[attr-defined]
-                raise
+                raise Refused(mistake, call, _outputs(target, inputs, arguments)) from None
             outputs = target.shape(*inputs, **arguments)
             return target, outputs if isinstance(outputs, tuple) else (outputs,)
         graph = self._block(target, call, arguments, inputs)
@@ -137,7 +155,7 @@ class Elaborator:
 
     def _check_inputs(self, signature: syntax.Signature, inputs: tuple[Tensor, ...], call: syntax.Call) -> None:
         many = bool(signature.inputs) and signature.inputs[-1].many
-        if len(inputs) < len(signature.inputs) or len(inputs) > len(signature.inputs) and not many:
+        if len(inputs) < len(signature.inputs) or (len(inputs) > len(signature.inputs) and not many):
             wanted = ", ".join(i.name for i in signature.inputs)
             raise Mistake(
                 "TM1306",
@@ -148,7 +166,7 @@ class Elaborator:
             )
         for i, tensor in enumerate(inputs):
             wanted = signature.inputs[min(i, len(signature.inputs) - 1)]
-            if wanted.kinds and tensor.kind not in wanted.kinds:
+            if wanted.kinds and tensor.kind not in wanted.kinds and all(k in KINDS for k in wanted.kinds):
                 kinds = " or ".join(wanted.kinds)
                 raise Mistake(
                     "TM1401",
@@ -157,7 +175,9 @@ class Elaborator:
                     label=f"gets a {tensor.kind}",
                 )
 
-    def _block(self, definition: Definition, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]) -> BlockGraph:
+    def _block(
+        self, definition: Definition, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]
+    ) -> BlockGraph:
         key = (definition, tuple(arguments.items()), inputs)
         if key in self._graphs:
             return self._graphs[key]
@@ -169,17 +189,17 @@ class Elaborator:
         if len(self._stack) >= MAX_NESTING:
             raise Mistake("TM1104", f"blocks are nested more than {MAX_NESTING} deep", call.callee_span)
         static = definition.findings(self.library)
-        if static:
+        if static:  # sizes can be looked at all the same
             self.findings += static
-            self._failed[key] = Failed()
-            raise Failed
+            self._static |= {f.span for f in static if f.span is not None}
         self._stack.append((definition, call))
         body = _Body(self, definition, arguments, inputs)
+        body.faulty = bool(static)
         try:
             graph = body.run()
         finally:
             self._stack.pop()
-        if graph is None:
+        if graph is None or static:
             failed = Failed(body.outputs)
             if not self.muted:
                 self._failed[key] = failed
@@ -188,7 +208,7 @@ class Elaborator:
         self.instances.setdefault(definition, []).append(graph)
         return graph
 
-    def note(self, mistake: Mistake, statement: syntax.Statement) -> None:
+    def note(self, mistake: Mistake, statement: syntax.Statement, body: _Body) -> None:
         """Record a mistake met inside the blocks on the stack, where it is to be mended.
 
         Where a requirement fails, or a line of a shipped block, the text is right and the numbers it was given are
@@ -200,11 +220,23 @@ class Elaborator:
         finding = mistake.finding
         about = mistake.about if mistake.about is not None else statement
         inner = finding.span or getattr(about, "span", statement.span)
+        if inner in self._static:
+            return
         outer = next((i for i, (d, _) in enumerate(self._stack) if all(b.shipped for b, _ in self._stack[i:])), None)
         span, notes = inner, list(finding.notes)
-        if outer is not None or isinstance(statement, syntax.Require):
-            found = trace(self._stack, about)
-            span = self._at_fault(found, outer) or (self._stack[outer][1].span if outer is not None else inner)
+        found = trace(self._stack, about)
+        if outer is None and not isinstance(statement, syntax.Require):
+            set_ = (
+                [p for p in self.blamed(replace(found, dimensions=set())) if p.own]
+                if isinstance(about, syntax.Expr)
+                else []
+            )
+            notes += [Note(f"`{p.name}` is set" if p.name else "the value is set", p.span) for p in set_[:2]]
+        else:
+            best = self._at_fault(found, outer)
+            span = best or (self._stack[outer][1].span if outer is not None else inner)
+            if isinstance(statement, syntax.Require):
+                finding = replace(finding, help=self._fitting(about, outer, best, body))
             if span != inner and not isinstance(statement, syntax.Require):
                 name = self._stack[-1][0].name
                 values = "; ".join(n.message for n in notes if n.span is None)
@@ -215,10 +247,19 @@ class Elaborator:
         if not (site.source is span.source and site.start <= span.start and span.end <= site.end):
             path = " > ".join(f"`{d.name}`" for d, _ in self._stack)
             notes.append(Note(f"in {self.site}, {path}" if self.site else f"in {path}", site))
+        notes = [replace(n, span=None) if n.span == span else n for n in notes]
         key = (finding.id, inner, span)
         if key not in self._noted:  # a loop, or several stages, meet the same line again
             self._noted.add(key)
-            self.findings.append(replace(finding, span=span, notes=tuple(notes), label=finding.label if span == inner else ""))
+            self.findings.append(
+                replace(finding, span=span, notes=tuple(notes), label=finding.label if span == inner else "")
+            )
+
+    def _fitting(self, condition: Any, outer: int | None, best: Span | None, body: _Body) -> str:
+        """Values that would do, of the name that the blamed value stands behind."""
+        names = list({n.name: n for n in reads(condition) if not n.dim}.values())
+        names.sort(key=lambda n: best is not None and self._at_fault(trace(self._stack, n), outer) != best)
+        return next(filter(None, (fitting_values(condition, body, n.name) for n in names)), "")
 
     def _at_fault(self, found: Trace, outer: int | None) -> Span | None:
         if found.literals:
@@ -234,7 +275,9 @@ class Elaborator:
         self._steps += count
         if self._steps > MAX_STEPS:
             raise Mistake(
-                "TM1501", f"more than {MAX_STEPS:,} statements run while the model is built", help="fewer rounds, or fewer loops in loops"
+                "TM1501",
+                f"more than {MAX_STEPS:,} statements run while the model is built",
+                help="fewer rounds, or fewer loops in loops",
             )
 
 
@@ -273,7 +316,9 @@ class _Poisoned(Exception):
 class _Body(Evaluator):
     """One run through a definition with numbers."""
 
-    def __init__(self, owner: Elaborator, definition: Definition, arguments: dict[str, Any], inputs: tuple[Tensor, ...]):
+    def __init__(
+        self, owner: Elaborator, definition: Definition, arguments: dict[str, Any], inputs: tuple[Tensor, ...]
+    ):
         self.owner = owner
         self.definition = definition
         self.graph = BlockGraph(definition.name, definition, arguments, inputs)
@@ -286,6 +331,7 @@ class _Body(Evaluator):
                 self.environment[letter] = getattr(inputs[0], letter)
         self.environment.update(arguments)
         self.failed = False
+        self.faulty = False  # the definition has findings: what it does not know is one of them
         self.outputs: tuple[Tensor, ...] | None = None
         self._unmet: set[str] = set()
         self._loops: tuple[int, ...] = ()
@@ -302,6 +348,8 @@ class _Body(Evaluator):
             self.outputs = tuple(v.tensor for v in done.values)
         except _Poisoned:
             self.failed = True
+        else:
+            self.failed = True  # it does not return: a finding of the definition
         finally:
             self.owner.muted = muted
         return None if self.failed else self.graph
@@ -324,15 +372,18 @@ class _Body(Evaluator):
 
     def _mistake(self, mistake: Mistake, statement: syntax.Statement) -> None:
         self.failed = True
-        exhausted = mistake.finding.span is None and mistake.finding.id == "TM1501" or mistake.finding.id == "TM1502"
+        exhausted = (mistake.finding.span is None and mistake.finding.id == "TM1501") or mistake.finding.id == "TM1502"
         if exhausted:
             self.owner.muted = 0
             if mistake.finding.span is None:
-                place = self._loop.variable.span if self._loop else statement.span
-                mistake.finding = replace(mistake.finding, span=place)
-        self.owner.note(mistake, statement)
+                mistake.finding = replace(mistake.finding, span=self._loop_span() or statement.span)
+        self.owner.note(mistake, statement, self)
         if exhausted:
             raise Exhausted
+
+    def _loop_span(self) -> Span | None:
+        loop = self._loop
+        return loop.span.source.span(loop.variable.span.start, loop.stop.span.end) if loop else None
 
     def _poison(self, statement: syntax.Statement) -> None:
         self.failed = True
@@ -391,21 +442,31 @@ class _Body(Evaluator):
         values = "; ".join(n.message for n in self.values_of(condition))
         mistake = Mistake(
             "TM1404" if dimensions_in(condition) & {"H", "W", "N"} else "TM1403",
-            f"block `{block}`: {statement.message}" if statement.message else f"block `{block}` requires `{condition.span.text}`",
+            f"block `{block}`: {statement.message}"
+            if statement.message
+            else f"block `{block}` requires `{condition.span.text}`",
             condition.span,
             label=self._outcome(condition),
-            notes=(Note(f"required: `{_short(condition.span.text)}`; here {values}{self._outcome(condition, ', so ')}", condition.span),),
-            help=fitting_values(condition, self, [p.name for p in self.definition.signature.parameters]),
+            notes=(
+                Note(
+                    f"required: `{_short(condition.span.text)}`; here {values}{self._outcome(condition, ', so ')}",
+                    condition.span,
+                ),
+            ),
             about=condition,
         )
-        self.owner.note(mistake, statement)
+        self.owner.note(mistake, statement, self)
 
     def _outcome(self, condition: syntax.Expr, before: str = "") -> str:
         """The number that a failed comparison is about, such as "`C % heads` is 2"."""
         if not isinstance(condition, syntax.Binary) or condition.op in ("and", "or"):
             return ""
         sides = [s for s in (condition.left, condition.right) if not isinstance(s, syntax.Literal | syntax.Name)]
-        return before + " and ".join(f"`{_short(s.span.text)}` is {describe(self.value(s))}" for s in sides) if sides else ""
+        return (
+            before + " and ".join(f"`{_short(s.span.text)}` is {describe(self.value(s))}" for s in sides)
+            if sides
+            else ""
+        )
 
     def _for(self, statement: syntax.For) -> None:
         start, stop = (
@@ -420,6 +481,7 @@ class _Body(Evaluator):
                 notes=self.values_of(statement.stop),
                 about=statement.stop,
             )
+        self.owner.branches.setdefault(id(statement), set()).add(start < stop)
         outer, self._loop = self._loops, self._loop or statement
         for j in range(start, stop):
             self.environment[statement.variable.name] = j
@@ -435,20 +497,27 @@ class _Body(Evaluator):
         if expr.name in DIMENSIONS and expr.name not in self.environment:
             first = self.definition.signature.inputs[0].name
             tensor = self.graph.inputs[0]
-            raise Mistake("TM1401", f"`{first}` is a {tensor}, it has no {expr.name}", expr.span, help=_has(tensor, first))
+            raise Mistake(
+                "TM1401", f"`{first}` is a {tensor}, it has no {expr.name}", expr.span, help=_has(tensor, first)
+            )
+        if self.faulty and expr.name not in self.environment:
+            raise _Poisoned
         value = super().eval_name(expr)
         if isinstance(value, _Poison):
             raise _Poisoned
         return value
 
     def dimension(self, expr: syntax.Name, value: Any) -> Any:
-        if isinstance(value, _Poison):
+        if isinstance(value, _Poison) or expr.dim not in LETTERS:
             raise _Poisoned
         if not isinstance(value, _Value):
             return super().dimension(expr, value)
         if expr.dim not in value.tensor.letters:
             raise Mistake(
-                "TM1401", f"`{expr.name}` is a {value.tensor}, it has no {expr.dim}", expr.span, help=_has(value.tensor, expr.name)
+                "TM1401",
+                f"`{expr.name}` is a {value.tensor}, it has no {expr.dim}",
+                expr.span,
+                help=_has(value.tensor, expr.name),
             )
         if value.doubtful:
             raise _Poisoned
@@ -458,14 +527,22 @@ class _Body(Evaluator):
         self.owner.step(len(expr.items))
         values = super().eval_listof(expr)
         for value, item in zip(values, expr.items, strict=True):
-            if isinstance(value, _Value | _Module) or isinstance(value, tuple) and any(isinstance(v, _Value) for v in value):
-                raise Mistake("TM1301", "a list holds numbers, no tensors", item.span, help="`concat(a, b)` joins tensors")
+            if (
+                isinstance(value, _Value | _Module)
+                or (isinstance(value, tuple)
+                and any(isinstance(v, _Value) for v in value))
+            ):
+                raise Mistake(
+                    "TM1301", "a list holds numbers, no tensors", item.span, help="`concat(a, b)` joins tensors"
+                )
         return values
 
     def function(self, expr: syntax.Call, values: list[Any]) -> Any:
         self.owner.step(sum(len(v) if isinstance(v, tuple) else 1 for v in values))
         if any(isinstance(v, _Value | _Module) for v in values):
-            raise Mistake("TM1301", f"`{expr.callee}` takes numbers, got {_kinds(values)}", expr.span, help=FUNCTIONS[expr.callee])
+            raise Mistake(
+                "TM1301", f"`{expr.callee}` takes numbers, got {_kinds(values)}", expr.span, help=FUNCTIONS[expr.callee]
+            )
         return super().function(expr, values)
 
     def negate(self, expr: syntax.Unary, operand: Any) -> Any:
@@ -505,7 +582,9 @@ class _Body(Evaluator):
         if expr.op == "-":
             negative = self._op("scale", expr, (tensor,), {"by": -1})
             return self._op("shift", expr, (negative,), {"by": _plain(number)})
-        raise Mistake("TM1401", f"`{expr.op}` does not join a tensor and a number", expr.span, help="`+`, `-`, `*` and `x / 2` do")
+        raise Mistake(
+            "TM1401", f"`{expr.op}` does not join a tensor and a number", expr.span, help="`+`, `-`, `*` and `x / 2` do"
+        )
 
     def _op(self, name: str, expr: syntax.Node, values: tuple[_Value, ...], arguments: dict[str, Any]) -> _Value:
         from tokenmix.blocks.ops import find_op
@@ -551,7 +630,10 @@ class _Body(Evaluator):
         declared = Note("declared", module.declaration.span)
         if call.arguments or call.label:
             raise Mistake(
-                "TM1306", f"{module} takes tensors only; its hyperparameters stand in its declaration", call.span, notes=(declared,)
+                "TM1306",
+                f"{module} takes tensors only; its hyperparameters stand in its declaration",
+                call.span,
+                notes=(declared,),
             )
         if not tensors:
             raise Mistake("TM1306", f"{module} is given no tensor", call.span, notes=(declared,))
@@ -560,7 +642,10 @@ class _Body(Evaluator):
 
     def _node(self, call: syntax.Call, values: tuple[_Value, ...], label: str, module: _Module | None = None) -> Any:
         target = self.owner.library.find(call.callee)
-        assert target is not None, call.callee
+        if target is None:
+            raise _Poisoned  # a finding of the definition
+        if self.faulty and misfit(target.signature, call):
+            raise _Poisoned
         arguments = bind(
             target.signature,
             call,
@@ -573,9 +658,10 @@ class _Body(Evaluator):
         try:
             elaborated, outputs = self.owner.call(call, arguments, inputs)
         except Mistake as mistake:
-            if not doubtful:
+            counted = self.faulty and mistake.finding.id == "TM1306"  # a finding of the definition
+            if not doubtful and not counted:
                 self._mistake(_placed(mistake, call, inputs), _Applied(call.span))
-            return self._doubtful(getattr(mistake, "outputs", None))
+            return self._doubtful(mistake.outputs if isinstance(mistake, Refused) else None)
         except Failed as failed:
             return self._doubtful(failed.outputs)
         finally:
@@ -598,7 +684,11 @@ class _Body(Evaluator):
             value: Any = expr.name
         else:
             value = self.value(expr)
-        if isinstance(value, _Value | _Module) or isinstance(value, tuple) and any(isinstance(v, _Value) for v in value):
+        if (
+            isinstance(value, _Value | _Module)
+            or (isinstance(value, tuple)
+            and any(isinstance(v, _Value) for v in value))
+        ):
             inputs = target.signature.inputs
             raise Mistake(
                 "TM1301",
@@ -606,7 +696,12 @@ class _Body(Evaluator):
                 expr.span,
                 help="further tensors stand before a `;`" if len(inputs) > 1 else "its size is a number: `x.C`",
             )
-        if type(value) is int and parameter.type is not None and parameter.type.names == ("int",) and not parameter.type.many:
+        if (
+            type(value) is int
+            and parameter.type is not None
+            and parameter.type.names == ("int",)
+            and not parameter.type.many
+        ):
             return value  # by far the most frequent case
         try:
             return coerce(value, parameter.type, expr.span, f"`{parameter.name}` of `{target.name}`")
@@ -690,7 +785,11 @@ def _has(tensor: Tensor, name: str) -> str:
 
 def _weights(first: GraphNode, second: GraphNode) -> str:
     shapes = [
-        " and ".join(f"{name} {shape}" for name, shape in node.weights.items() if first.weights.get(name) != second.weights.get(name))
+        " and ".join(
+            f"{name} {shape}"
+            for name, shape in node.weights.items()
+            if first.weights.get(name) != second.weights.get(name)
+        )
         for node in (first, second)
     ]
     return " against ".join(shapes) if all(shapes) else f"{first.num_params:,} against {second.num_params:,} parameters"
@@ -707,10 +806,9 @@ def _placed(mistake: Mistake, node: syntax.Node, inputs: tuple[Tensor, ...]) -> 
         span = node.callee_span if isinstance(node, syntax.Call) else node.span
         finding = replace(finding, span=span)
     if finding.id == "TM1402" and not finding.label and len({t.kind for t in inputs}) == 1:
-        differ = [k for k in inputs[0].letters if len({getattr(t, k) for t in inputs}) > 1 and k != "N" or k == "N" == inputs[0].letters[0]]
-        finding = replace(
-            finding, label=", ".join(f"{k}: {' and '.join(str(getattr(t, k)) for t in inputs)}" for k in differ if k in differ)
-        )
+        sizes = {letter: [getattr(t, letter) for t in inputs] for letter in KINDS[inputs[0].kind]}
+        differ = [f"{k}: {' and '.join(str(d) for d in dims)}" for k, dims in sizes.items() if len(set(dims)) > 1]
+        finding = replace(finding, label=", ".join(differ))
     mistake.finding = finding
     mistake.about = mistake.about or node
     return mistake
@@ -732,5 +830,3 @@ def _assigned(statement: syntax.Statement) -> list[str]:
     if isinstance(statement, syntax.If):
         return [n for s in (*statement.then, *statement.otherwise) for n in _assigned(s)]
     return []
-
-

@@ -5,7 +5,9 @@ Nothing is evaluated here; `plan` puts numbers in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,13 +17,24 @@ from tokenmix.blocks.cost import CONVENTIONS, TALLIES, Convention
 from tokenmix.compiler.library import Library
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
-from tokenmix.dsl.expressions import TYPES
+from tokenmix.dsl.expressions import TYPES, Evaluator, listed
 from tokenmix.dsl.files import read_text
-from tokenmix.dsl.parser import RESERVED, parse_expression
+from tokenmix.dsl.limits import MAX_INTEGER, MAX_NESTING, MAX_ROWS
+from tokenmix.dsl.parser import is_name, parse_expression
 from tokenmix.dsl.source import Source, Span
 from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
 
-__all__ = ["SPEC_KEYS", "Exact", "ParameterDecl", "Published", "Spec", "find_spec", "printed_number", "read_spec", "shipped_specs"]
+__all__ = [
+    "SPEC_KEYS",
+    "Exact",
+    "ParameterDecl",
+    "Published",
+    "Spec",
+    "find_spec",
+    "printed_number",
+    "read_spec",
+    "shipped_specs",
+]
 
 # Every key of a spec, in the order in which `tokenmix fmt` prints them.
 SPEC_KEYS: dict[str, str] = {
@@ -48,12 +61,14 @@ STAGE_KEYS = {
     "for": "the loop variable and its range, `i in 0..4`",
     "down": "block in front of the stage's blocks: a call, or {when: condition, block: call}",
     "blocks": "a block, or a list of blocks that take turns",
-    "repeat": "how many blocks the stage has (default 1)",
+    "repeat": "how many blocks the stage has (default: each of `blocks` once)",
     "body": "one block that is the whole stage, instead of `blocks`",
 }
 PARAMETER_KEYS = ("type", "default", "min", "max", "length", "choices", "doc")
 SOURCE_KEYS = ("title", "venue", "arxiv", "code", "status", "authors", "year")
 PUBLISHED_KEYS = ("table", "input", "dense", "params", "flops", "rule", "note")
+# Initial distributions of weights, with what they take: a standard deviation, a bound, a value or nothing.
+DISTRIBUTIONS = {"trunc_normal": 1, "normal": 1, "uniform": 1, "constant": 1, "zeros": 0, "ones": 0}
 INIT_KEYS = ("linear", "pointwise", "conv", "position_table")
 
 _SPECS = (Path(__file__).parent.parent / "specs", Path(__file__).parent.parent.parent / "specs")
@@ -100,7 +115,13 @@ class Exact:
 
 @dataclass
 class Spec:
-    """A spec with its bases folded in: nearest text first where both say something."""
+    """A spec with its bases folded in: nearest text first where both say something.
+
+    Attributes:
+        complete: whether every base could be read.
+        present: top-level keys that the spec or a base has.
+        guessed: whether values are missing for another mistake, so that their absence is no finding of its own.
+    """
 
     name: str
     source: Source
@@ -112,6 +133,7 @@ class Spec:
     paper: dict[str, str] = field(default_factory=dict)
     doc: str = ""
     input: tuple[int, int, int] | None = None
+    input_span: Span | None = None
     init: dict[str, YamlScalar] = field(default_factory=dict)
     conventions: dict[str, Convention] = field(default_factory=lambda: dict(CONVENTIONS))
     flops_rule: str = "mac"
@@ -120,6 +142,9 @@ class Spec:
     definitions: list[Source] = field(default_factory=list)
     bases: list[Source] = field(default_factory=list)
     folder: Path | None = None
+    complete: bool = True
+    present: set[str] = field(default_factory=set)
+    guessed: bool = False
 
     @property
     def is_family(self) -> bool:
@@ -145,7 +170,7 @@ def shipped_specs() -> dict[str, Path]:
 def find_spec(name: str, findings: list[Finding]) -> Path | None:
     """The file of a spec given by path or by the name of a shipped one."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or os.path.exists(name):
         return path
     if name in shipped_specs():
         return shipped_specs()[name]
@@ -154,7 +179,9 @@ def find_spec(name: str, findings: list[Finding]) -> Path | None:
         Finding(
             "TM1005",
             f"no spec is called `{name}`",
-            help=f"did you mean `{near[0]}`?" if near else "`tokenmix list specs` shows all; a file is given as a path, ending in .yaml",
+            help=f"did you mean `{near[0]}`?"
+            if near
+            else "`tokenmix list specs` shows all; a file is given as a path, ending in .yaml",
         )
     )
     return None
@@ -162,12 +189,13 @@ def find_spec(name: str, findings: list[Finding]) -> Path | None:
 
 def read_spec(path: Path, findings: list[Finding]) -> Spec | None:
     """The spec in a file with everything it extends, or None; mistakes go to `findings`."""
-    chain = _chain(path, findings)
-    if chain is None:
+    chain, complete = _chain(path, findings)
+    if not chain:
         return None
     source, root = chain[0]
-    spec = Spec(source.folder.joinpath(source.name).stem, source, root)
-    if any(s.folder.resolve() not in {f.resolve() for f in _SPECS} | {p.parent.resolve() for p in shipped_specs().values()} for s, _ in chain):
+    spec = Spec(source.folder.joinpath(source.name).stem, source, root, complete=complete)
+    shipped = {os.path.realpath(f) for f in _SPECS} | {os.path.realpath(p.parent) for p in shipped_specs().values()}
+    if any(os.path.realpath(s.folder) not in shipped for s, _ in chain):
         spec.folder = source.folder
     for text, base in reversed(chain):
         _Reader(spec, text, findings).fold(base, own=base is root)
@@ -175,73 +203,109 @@ def read_spec(path: Path, findings: list[Finding]) -> Spec | None:
     return spec
 
 
-def _chain(path: Path, findings: list[Finding]) -> list[tuple[Source, YamlMap]] | None:
-    """The spec and its bases, nearest first."""
+def _chain(path: Path, findings: list[Finding]) -> tuple[list[tuple[Source, YamlMap]], bool]:
+    """The spec and its bases, nearest first, and whether they are all there."""
     chain: list[tuple[Source, YamlMap]] = []
-    seen: dict[Path, Span | None] = {}
+    seen: set[str] = set()
     link: Span | None = None
     while True:
-        if path.resolve() in seen:
+        place = os.path.realpath(path)
+        if place in seen:
             circle = " -> ".join([*(Path(s.name).stem for s, _ in chain), path.stem])
-            findings.append(Finding("TM1209", f"specs extend each other in a circle: {circle}", link))
-            return None
-        seen[path.resolve()] = link
+            findings.append(
+                Finding(
+                    "TM1209",
+                    f"specs extend each other in a circle: {circle}",
+                    link,
+                    help="one of them must stand on its own",
+                )
+            )
+            return chain, False
+        if len(chain) > MAX_NESTING:
+            findings.append(Finding("TM1104", f"more than {MAX_NESTING} specs extend each other", link))
+            return chain, False
+        seen.add(place)
         read = _document(path, findings)
         if read is None:
-            return None
+            return chain, False
         source, root = read
         if not isinstance(root, YamlMap):
+            start = root.span.start
             findings.append(
-                Finding("TM1101", "a spec is a map of keys and values", root.span, help="it begins with `tokenmix: 1`")
-            )
-            return None
+                Finding(
+                    "TM1101", "a spec is a map of keys and values", root.span.source.span(start, start + 1),
+                    help="it begins with `tokenmix: 1`",
+                )
+            )  # fmt: skip
+            return chain, False
+        root = corrected(root, SPEC_KEYS, "a spec", findings)
         chain.append((source, root))
         base = root.get("extends")
         if base is None:
-            return chain
+            return chain, True
         if not isinstance(base, YamlScalar) or not isinstance(base.value, str):
-            findings.append(Finding("TM1301", "`extends` is the name of a spec", base.span))
-            return None
+            findings.append(
+                Finding("TM1301", "`extends` is the name of one spec", base.span, help="`extends: mixformer`")
+            )
+            return chain, False
         found = _find_base(base, source, findings)
         if found is None:
-            return None
+            return chain, False
         path, link = found, base.span
 
 
-# Documents without findings, by path, time and size: many variants extend one family.
-_DOCUMENTS: dict[tuple[Path, int, int], tuple[Source, YamlNode]] = {}
+# Documents without findings, by name and text: many variants extend one family.
+_DOCUMENTS: dict[tuple[str, str], tuple[Source, YamlNode]] = {}
 
 
 def _document(path: Path, findings: list[Finding]) -> tuple[Source, YamlNode] | None:
-    try:
-        status = path.stat()
-        key = (path, status.st_mtime_ns, status.st_size)
-    except OSError:
-        key = (path, 0, 0)
+    source = read_text(path, findings)
+    if source is None:
+        return None
+    key = (source.name, source.text)
     if key not in _DOCUMENTS:
         before = len(findings)
-        source = read_text(path, findings)
-        root = read_yaml(source, findings) if source else None
-        if source is None or root is None:
-            return None
+        root = read_yaml(source, findings)
         if len(findings) > before:
-            return source, root
+            return (source, root) if root is not None else None
+        if root is None:
+            findings.append(
+                Finding(
+                    "TM1003",
+                    f"{path} holds comments and nothing else",
+                    source.span(0, 1),
+                    help="a spec begins with `tokenmix: 1`",
+                )
+            )
+            return None
+        if len(_DOCUMENTS) >= 256:
+            _DOCUMENTS.clear()
         _DOCUMENTS[key] = (source, root)
     return _DOCUMENTS[key]
 
 
 def _find_base(name: YamlScalar, source: Source, findings: list[Finding]) -> Path | None:
     text = name.text.removesuffix(".yaml")
-    if Path(text).is_absolute() or ".." in Path(text).parts:
-        findings.append(Finding("TM1001", f"`extends` names a spec beside this one or a shipped one, not `{name.text}`", name.span))
+    parts = text.split("/")
+    if not all(re.fullmatch(r"[\w.-]{1,100}", part) and part.strip(".") for part in parts) or len(parts) > 8:
+        findings.append(
+            Finding(
+                "TM1001", f"`extends` names a spec beside this one or a shipped one, not `{name.text}`", name.span,
+                help="write its name alone, without `..`, `/` at the start, or signs",
+            )
+        )  # fmt: skip
         return None
     beside = source.folder / f"{text}.yaml"
-    if beside.is_file():
+    shipped = shipped_specs().get(text)
+    itself = os.path.realpath(beside) == os.path.realpath(source.name)
+    if os.path.lexists(beside) and not (
+        itself and shipped is not None and os.path.realpath(shipped) != os.path.realpath(beside)
+    ):
         return beside
-    if text in shipped_specs():
-        return shipped_specs()[text]
-    known = [p.stem for p in source.folder.glob("*.yaml")] + list(shipped_specs())
-    near = nearest(text, known)
+    if shipped is not None:
+        return shipped
+    known = list(dict.fromkeys([p.stem for p in source.folder.glob("*.yaml")] + list(shipped_specs())))
+    near = nearest(text, [k for k in known if k != Path(source.name).stem])
     findings.append(
         Finding(
             "TM1005",
@@ -251,6 +315,38 @@ def _find_base(name: YamlScalar, source: Source, findings: list[Finding]) -> Pat
         )
     )
     return None
+
+
+def corrected(node: YamlMap, known: Iterable[str], what: str, findings: list[Finding]) -> YamlMap:
+    """A map without the keys it should not have, which are findings; a misspelt key counts as the one that is meant.
+
+    Args:
+        node: the map as written.
+        known: the keys it may have.
+        what: how messages call it.
+        findings: takes the findings.
+    """
+    if all(key.text in known for key, _ in node.items):
+        return node
+    known = list(known)
+    items: dict[str, tuple[YamlScalar, YamlNode]] = {}
+    for key, value in node.items:
+        name = key.text
+        if name not in known:
+            near = [k for k in nearest(name, known) if k not in node and k not in items]
+            findings.append(
+                Finding(
+                    "TM1201",
+                    f"{what} has no key `{name}`",
+                    key.span,
+                    help=f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(known)}",
+                )
+            )
+            if not near:
+                continue
+            name, key = near[0], YamlScalar(key.span, near[0], near[0], key.style)
+        items[name] = (key, value)
+    return YamlMap(node.span, tuple(items.values()), node.flow)
 
 
 class _Reader:
@@ -265,9 +361,9 @@ class _Reader:
         self.findings.append(Finding(id, message, span, **details))
 
     def fold(self, root: YamlMap, *, own: bool) -> None:
-        self._keys(root, SPEC_KEYS, "a spec")
         self._version(root)
         spec = self.spec
+        spec.present |= {key.text for key, _ in root.items}
         for key in ("stem", "head", "features"):
             if key in root:
                 node = root.get(key)
@@ -276,17 +372,22 @@ class _Reader:
         name = self._text(root.get("name"), "name")
         if own and name is not None:
             node = root.get("name")
-            if not name.isidentifier() or name in RESERVED:
-                self._add(
-                    "TM1211",
-                    f"`{name}` cannot be the name of a model",
-                    node.span if node else None,
-                    help="letters, digits and underscores, beginning with a letter",
-                )
-            spec.name = name
+            if is_name(name):
+                spec.name = name
+            else:
+                self._add("TM1211", f"`{name}` cannot be the name of a model", node.span if node else None, help=_NAMES)
         elif own and "name" not in root:
-            self._add("TM1202", "the spec has no `name`", root.span.source.span(0, 1), help="`name: my_model`")
-        if "with" in root:
+            start = root.span.start
+            self._add(
+                "TM1202", "the spec has no `name`", root.span.source.span(start, start + 1), help="`name: my_model`"
+            )
+        if "with" in root and "extends" not in root:
+            spec.present.add("stages")  # most likely the base's
+            self._add(
+                "TM1201", "`with` gives values to the parameters of an extended spec, and this one extends none",
+                root.key("with").span, help="add `extends: ...`, or give the values under `parameters`",
+            )  # fmt: skip
+        elif "with" in root:
             self._with(root.get("with"))
         if "parameters" in root:
             self._parameters(root.get("parameters"))
@@ -296,7 +397,8 @@ class _Reader:
             self._paper(root.get("source"))
         spec.doc = self._text(root.get("doc"), "doc") or spec.doc
         if "input" in root:
-            spec.input = self._input(root.get("input"))
+            node = root.get("input")
+            spec.input, spec.input_span = self._input(node), node.span if node else None
         if "init" in root:
             self._init(root.get("init"))
         if "definitions" in root:
@@ -304,24 +406,16 @@ class _Reader:
             if isinstance(node, YamlScalar) and isinstance(node.value, str):
                 spec.definitions.insert(0, node.source)
             else:
-                self._add("TM1301", "`definitions` is a text in the block language", node.span if node else None)
+                self._add(
+                    "TM1301", "`definitions` is a text in the block language", root.key("definitions").span,
+                    help="`definitions: |`, and the blocks indented below it",
+                )  # fmt: skip
         if "conventions" in root:
             self._conventions(root.get("conventions"))
         if "flops_rule" in root:
             spec.flops_rule = self._rule(root.get("flops_rule")) or spec.flops_rule
         if own:
             self._figures(root)
-
-    def _keys(self, node: YamlMap, known: Any, what: str) -> None:
-        for key, _ in node.items:
-            if key.text not in known:
-                near = nearest(key.text, known)
-                self._add(
-                    "TM1201",
-                    f"{what} has no key `{key.text}`",
-                    key.span,
-                    help=f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(known)}",
-                )
 
     def _version(self, root: YamlMap) -> None:
         node = root.get("tokenmix")
@@ -350,45 +444,61 @@ class _Reader:
 
     def _with(self, node: YamlNode | None) -> None:
         values = self._map(node, "`with`")
+        if values is None:
+            self.spec.guessed = True
         for key, value in values.items if values else ():
-            if key.text not in self.spec.parameters:
-                near = nearest(key.text, self.spec.parameters)
+            assert values is not None
+            name = key.text
+            if name not in self.spec.parameters:
+                if not self.spec.complete:
+                    continue
+                near = [n for n in nearest(name, self.spec.parameters) if n not in values]
+                known = listed(self.spec.parameters)
                 self._add(
                     "TM1204",
-                    f"the extended spec has no parameter `{key.text}`",
+                    f"the extended spec has no parameter `{name}`",
                     key.span,
-                    help=f"did you mean `{near[0]}`?" if near else f"parameters: {', '.join(self.spec.parameters)}",
+                    help=f"did you mean `{near[0]}`?" if near else f"parameters: {known}" if known else "",
                 )
-                continue
-            assert values is not None
-            self.spec.values[key.text] = (values, value)
+                if not near:
+                    self.spec.guessed = True
+                    continue
+                name = near[0]
+            self.spec.values[name] = (values, value)
 
     def _parameters(self, node: YamlNode | None) -> None:
         declared = self._map(node, "`parameters`")
         for key, value in declared.items if declared else ():
-            if not key.text.isidentifier() or key.text in RESERVED - {"C"}:
-                self._add("TM1211", f"`{key.text}` cannot be the name of a parameter", key.span)
+            if not is_name(key.text) and key.text != "C":
+                self._add("TM1211", f"`{key.text}` cannot be the name of a parameter", key.span, help=_NAMES)
                 continue
+            if isinstance(value, YamlScalar) and value.value is None:
+                self._add(
+                    "TM1202", f"`{key.text}` has neither a type nor a value", key.span,
+                    help=f"`{key.text}: 4`, or `{key.text}: {{type: int}}` for specs that extend this one to set",
+                )  # fmt: skip
+                self.spec.guessed = True
             self.spec.parameters[key.text] = self._parameter(key, value)
             self.spec.values.pop(key.text, None)
 
     def _parameter(self, key: YamlScalar, node: YamlNode) -> ParameterDecl:
         if not isinstance(node, YamlMap):
             return ParameterDecl(key.text, key.span, None, node)
-        self._keys(node, PARAMETER_KEYS, f"the declaration of `{key.text}`")
+        node = corrected(node, PARAMETER_KEYS, f"the declaration of `{key.text}`", self.findings)
         type_node = node.get("type")
         type_ = self._type(type_node) if type_node is not None else None
         if type_node is None and "default" not in node:
             self._add("TM1202", f"`{key.text}` needs a type or a default", key.span, help="`type: int`")
+            self.spec.guessed = True
         bounds = [node.get(b) for b in ("min", "max")]
         for bound in bounds:
-            if bound is not None and (not isinstance(bound, YamlScalar) or not isinstance(bound.value, int | float)):
+            if bound is not None and not _is_number(bound):
                 self._add("TM1301", "a bound is a number", bound.span)
-        low, high = (
-            b if isinstance(b, YamlScalar) and isinstance(b.value, int | float) else None for b in bounds
-        )
+        low, high = (b if isinstance(b, YamlScalar) and _is_number(b) else None for b in bounds)
         choices = node.get("choices")
-        words = tuple(c.text for c in choices.items if isinstance(c, YamlScalar)) if isinstance(choices, YamlList) else ()
+        words = (
+            tuple(c.text for c in choices.items if isinstance(c, YamlScalar)) if isinstance(choices, YamlList) else ()
+        )
         if choices is not None and not words:
             self._add("TM1301", "`choices` is a list of words", choices.span)
         if words and type_node is None:
@@ -407,11 +517,11 @@ class _Reader:
             text, many = text[1:-1].strip(), True
         if text not in TYPES:
             near = nearest(text, TYPES)
+            help = f"did you mean `{near[0]}`?" if near else f"types: {', '.join(TYPES)}, or a list of one: [int]"
+            if "|" in text:
+                help = "words to choose from are given as `choices: [a, b]`"
             self._add(
-                "TM1206",
-                f"no type is called `{text}`",
-                node.span,
-                help=f"did you mean `{near[0]}`?" if near else f"types: {', '.join(TYPES)}, or a list of one: [int]",
+                "TM1206", f"no type is called `{text}`" if text else "a type is missing here", node.span, help=help
             )
             return None
         return syntax.TypeRef(node.span, (text,), many)
@@ -419,16 +529,15 @@ class _Reader:
     def _stages(self, node: YamlNode | None) -> None:
         if isinstance(node, YamlList):
             self.spec.stages = None
-            self.spec.keys["stages"] = node
-            for item in node.items:
-                stage = self._map(item, "a stage")
-                if stage is not None:
-                    self._keys(stage, [k for k in STAGE_KEYS if k != "for"], "a stage")
+            stages = [self._map(item, "a stage") for item in node.items]
+            keys = [k for k in STAGE_KEYS if k != "for"]
+            items = tuple(corrected(stage, keys, "a stage", self.findings) for stage in stages if stage is not None)
+            self.spec.keys["stages"] = YamlList(node.span, items if items else node.items, node.flow)
             return
         comprehension = self._map(node, "`stages`")
         if comprehension is None:
             return
-        self._keys(comprehension, STAGE_KEYS, "`stages`")
+        comprehension = corrected(comprehension, STAGE_KEYS, "`stages`", self.findings)
         merged = dict(self.spec.stages or {})
         self.spec.keys["stages"] = comprehension
         new = {key.text: value for key, value in comprehension.items}
@@ -440,47 +549,65 @@ class _Reader:
     def _paper(self, node: YamlNode | None) -> None:
         paper = self._map(node, "`source`")
         if paper is not None:
-            self._keys(paper, SOURCE_KEYS, "`source`")
+            paper = corrected(paper, SOURCE_KEYS, "`source`", self.findings)
             self.spec.paper |= {k.text: self._text(v, k.text) or "" for k, v in paper.items}
 
     def _input(self, node: YamlNode | None) -> tuple[int, int, int] | None:
         if isinstance(node, YamlList) and len(node.items) == 3:
             sizes = [i.value if isinstance(i, YamlScalar) else None for i in node.items]
-            if all(isinstance(s, int) and not isinstance(s, bool) and 0 < s <= 100_000 for s in sizes):
-                return (sizes[0], sizes[1], sizes[2])  # type: ignore[return-value]
-        self._add("TM1301", "an input is [channels, height, width], such as [3, 224, 224]", node.span if node else None)
+            if all(isinstance(s, int) and not isinstance(s, bool) for s in sizes):
+                wrong = next((i for i, s in enumerate(sizes) if not 0 < s <= 100_000), None)  # type: ignore[operator]
+                if wrong is None:
+                    return (sizes[0], sizes[1], sizes[2])  # type: ignore[return-value]
+                self._add(
+                    "TM1302", f"a side of an input has 1 to 100,000 pixels, got {sizes[wrong]}", node.items[wrong].span
+                )
+                return None
+        self._add(
+            "TM1301", "an input is [channels, height, width], three whole numbers", node.span if node else None,
+            help="such as [3, 224, 224]",
+        )  # fmt: skip
         return None
 
     def _init(self, node: YamlNode | None) -> None:
         init = self._map(node, "`init`")
         if init is None:
             return
-        self._keys(init, INIT_KEYS, "`init`")
+        init = corrected(init, INIT_KEYS, "`init`", self.findings)
         for key, value in init.items:
-            if isinstance(value, YamlScalar) and isinstance(value.value, str):
-                self.spec.init[key.text] = value
+            try:
+                _check_distribution(key.text, value)
+            except Mistake as mistake:
+                self.findings.append(mistake.finding)
             else:
-                self._add("TM1301", f"`{key.text}` is a distribution, such as trunc_normal(0.02)", value.span)
+                assert isinstance(value, YamlScalar)
+                self.spec.init[key.text] = value
 
     def _conventions(self, node: YamlNode | None) -> None:
         conventions = self._map(node, "`conventions`")
         for key, value in conventions.items if conventions else ():
-            if key.text in CONVENTIONS:
-                self._add("TM1208", f"`{key.text}` is a built-in convention", key.span)
+            if key.text in CONVENTIONS or key.text in TALLIES or key.text == "params":
+                what = "a built-in convention" if key.text in CONVENTIONS else "a count of its own"
+                self._add("TM1208", f"`{key.text}` is {what}", key.span, help="choose another name")
+                continue
+            if not is_name(key.text):
+                self._add("TM1211", f"`{key.text}` cannot be the name of a convention", key.span, help=_NAMES)
                 continue
             rule = self._map(value, f"the convention `{key.text}`")
             if rule is None:
                 continue
-            self._keys(rule, [*TALLIES, "doc", "without"], f"the convention `{key.text}`")
+            rule = corrected(rule, [*TALLIES, "doc", "without"], f"the convention `{key.text}`", self.findings)
             weights, without = {}, ()
             for name, weight in rule.items:
-                if name.text == "without" and isinstance(weight, YamlList):
-                    without = tuple(i.text for i in weight.items if isinstance(i, YamlScalar))
-                elif name.text in TALLIES:
-                    if isinstance(weight, YamlScalar) and isinstance(weight.value, int):
-                        weights[name.text] = weight.value
+                if name.text == "without":
+                    if isinstance(weight, YamlList) and all(isinstance(i, YamlScalar) for i in weight.items):
+                        without = tuple(i.text for i in weight.items if isinstance(i, YamlScalar))
                     else:
-                        self._add("TM1301", f"the weight of `{name.text}` is a whole number", weight.span)
+                        self._add("TM1301", "`without` is a list of labels", weight.span)
+                elif name.text in TALLIES:
+                    value = self._whole(weight, f"the weight of `{name.text}`")
+                    if value is not None:
+                        weights[name.text] = value
             doc = self._text(rule.get("doc"), "doc") or ""
             self.spec.conventions[key.text] = Convention(key.text, weights, doc, without)
 
@@ -505,7 +632,9 @@ class _Reader:
             if not isinstance(rows, YamlList):
                 self._add("TM1301", f"`{key}` is a list of rows", rows.span)
                 continue
-            for item in rows.items:
+            if len(rows.items) > MAX_ROWS:
+                self._add("TM1302", f"`{key}` has at most {MAX_ROWS} rows", rows.items[MAX_ROWS].span)
+            for item in rows.items[:MAX_ROWS]:
                 row = self._map(item, f"a row of `{key}`")
                 if row is not None:
                     (self._published if key == "published" else self._exact)(row)
@@ -526,7 +655,7 @@ class _Reader:
             printed[key.text] = text
         table = self._text(row.get("table"), "table") or ""
         note = self._text(row.get("note"), "note") or ""
-        self.spec.published.append(Published(row.span, table, shape, _flag(row.get("dense")), printed, rule, note))
+        self.spec.published.append(Published(row.span, table, shape, self._flag(row.get("dense")), printed, rule, note))
 
     def _exact(self, row: YamlMap) -> None:
         shape = self._input(row.get("input")) if "input" in row else None
@@ -543,15 +672,56 @@ class _Reader:
                     key.span,
                     help=f"did you mean `{near[0]}`?" if near else "",
                 )
-            elif not isinstance(value, YamlScalar) or not isinstance(value.value, int):
-                self._add("TM1301", f"`{key.text}` is a whole number", value.span)
             else:
-                values[key.text], spans[key.text] = value.value, value.span
-        self.spec.exact.append(Exact(row.span, shape, _flag(row.get("dense")), values, spans))
+                number = self._whole(value, f"`{key.text}`")
+                if number is not None:
+                    values[key.text], spans[key.text] = number, value.span
+        self.spec.exact.append(Exact(row.span, shape, self._flag(row.get("dense")), values, spans))
+
+    def _whole(self, node: YamlNode, what: str) -> int | None:
+        if isinstance(node, YamlScalar) and isinstance(node.value, int) and not isinstance(node.value, bool):
+            return node.value
+        number = node.text.replace(",", "") if isinstance(node, YamlScalar) else ""
+        help = f"write `{number}`" if number.isdecimal() and number.isascii() else ""
+        self._add("TM1301", f"{what} must be a whole number", node.span, help=help)
+        return None
+
+    def _flag(self, node: YamlNode | None) -> bool:
+        if node is not None and not (isinstance(node, YamlScalar) and isinstance(node.value, bool)):
+            self._add("TM1301", "`dense` is true or false", node.span)
+        return isinstance(node, YamlScalar) and node.value is True
 
 
-def _flag(node: YamlNode | None) -> bool:
-    return isinstance(node, YamlScalar) and node.value is True
+_NAMES = "names are made of a-z, A-Z, 0-9 and `_`, begin with a letter, and are no words of the language or of Python"
+
+
+def _is_number(node: YamlNode) -> bool:
+    value = getattr(node, "value", None)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
+
+
+def _check_distribution(layer: str, node: YamlNode) -> None:
+    """Raise `Mistake` unless the node is a distribution, such as `normal(sqrt(2 / in_channels))`."""
+    if not isinstance(node, YamlScalar) or not isinstance(node.value, str):
+        raise Mistake("TM1301", f"`{layer}` is a distribution, such as trunc_normal(0.02)", node.span)
+    expr = parse_expression(node.source)
+    if not isinstance(expr, syntax.Call):
+        raise Mistake("TM1301", f"`{layer}` is a distribution, such as trunc_normal(0.02)", expr.span)
+    if expr.callee not in DISTRIBUTIONS:
+        near = nearest(expr.callee, DISTRIBUTIONS)
+        raise Mistake(
+            "TM1206", f"no distribution is called `{expr.callee}`", expr.callee_span,
+            help=f"did you mean `{near[0]}`?" if near else f"distributions: {', '.join(DISTRIBUTIONS)}",
+        )  # fmt: skip
+    sizes = {"in_channels": 64, "out_channels": 64, "kernel": 3, "groups": 1} if layer != "position_table" else {}
+    evaluator = Evaluator(sizes, f"the initialisation of `{layer}`")
+    values = [evaluator.value(a.value) for a in expr.tensors + expr.arguments]
+    if len(values) != DISTRIBUTIONS[expr.callee] or any(a.name for a in expr.arguments):
+        wanted = "one number" if DISTRIBUTIONS[expr.callee] else "nothing"
+        raise Mistake("TM1306", f"`{expr.callee}` takes {wanted}, got {len(values)}", expr.span)
+    for value, argument in zip(values, expr.tensors, strict=True):
+        if isinstance(value, bool | str | tuple):
+            raise Mistake("TM1301", f"`{expr.callee}` takes a number", argument.span)
 
 
 def printed_number(text: str) -> tuple[str, int] | None:
@@ -568,9 +738,7 @@ def parse_scalar(node: YamlScalar) -> syntax.Expr:
     """A scalar of a spec as an expression; the same scalar is parsed once. Raises `Mistake`."""
     if node.value is None:
         raise Mistake("TM1202", "a value is missing here", node.span)
-    if id(node) not in _EXPRESSIONS:
-        _EXPRESSIONS[id(node)] = (node, parse_expression(node.source))
-    return _EXPRESSIONS[id(node)][1]
-
-
-_EXPRESSIONS: dict[int, tuple[YamlScalar, syntax.Expr]] = {}
+    known = vars(node)  # kept with the node: a stage's blocks are asked for again and again
+    if "_expression" not in known:
+        known["_expression"] = parse_expression(node.source)
+    return known["_expression"]

@@ -123,7 +123,19 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     if len(word) > 60:
         return []
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
-    return near or [k for k in known if k.lower() == word.lower()]
+    return near or [k for k in known if k.lower() == word.lower() or _swapped(k, word)]
+
+
+def _swapped(a: str, b: str) -> bool:
+    """Whether two short words differ by two neighbouring letters that changed places."""
+    differ = [i for i in range(len(a)) if a[i] != b[i]] if len(a) == len(b) else []
+    return (
+        len(a) > 2
+        and len(differ) == 2
+        and differ[1] == differ[0] + 1
+        and a[differ[0]] == b[differ[1]]
+        and a[differ[1]] == b[differ[0]]
+    )
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
@@ -181,8 +193,10 @@ def _plain(text: str, longest: int = 600) -> str:
     """A text from a spec as it may stand in a line on a terminal: nothing that steers it, and not without end."""
     if len(text) > longest:
         text = f"{text[: longest - 60]} ... {text[-40:]}"
-    return text if text.isprintable() else "".join(
-        c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
     )
 
 
@@ -210,7 +224,13 @@ def _as_dict(finding: Finding) -> dict:
             return None
         line, column = span.position
         end_line, end_column = span.source.position(span.end)
-        return {"file": span.source.name, "line": line, "column": column, "end_line": end_line, "end_column": end_column}
+        return {
+            "file": span.source.name,
+            "line": line,
+            "column": column,
+            "end_line": end_line,
+            "end_column": end_column,
+        }
 
     return {
         "id": finding.id,

@@ -18,7 +18,7 @@ from tokenmix.dsl.diagnostics import Mistake, Note, nearest
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_LIST
 from tokenmix.dsl.source import Span
 
-__all__ = ["FUNCTIONS", "Evaluator", "RampRate", "Rate", "TYPES", "coerce", "describe", "listed", "names_in"]
+__all__ = ["FUNCTIONS", "TYPES", "Evaluator", "RampRate", "Rate", "coerce", "describe", "listed", "names_in"]
 
 # Functions on numbers and lists, with what they take.
 FUNCTIONS: dict[str, str] = {
@@ -45,15 +45,17 @@ TYPES: dict[str, str] = {
 
 
 class RampRate(float):
-    """A drop rate that is entry `index` of the evenly growing rates over all `total` blocks of the model."""
+    """A drop rate that is entry `index` of the rates growing evenly from 0 to `top` over all `total` blocks of the model."""
 
     index: int
     total: int
+    top: float
 
     def __new__(cls, rate: float, index: int, total: int) -> RampRate:
         value = super().__new__(cls, rate * index / (total - 1) if total > 1 else 0.0)
         value.index = index
         value.total = total
+        value.top = rate
         return value
 
 
@@ -210,7 +212,9 @@ class Evaluator:
             left, right = (0 if rate.zero else 1, 0) if isinstance(left, Rate) else (0, 0 if rate.zero else 1)
         if expr.op in ("==", "!="):
             if _sort(left) != _sort(right):
-                raise Mistake("TM1301", f"{describe(left)} and {describe(right)} cannot be compared", expr.span, about=expr)
+                raise Mistake(
+                    "TM1301", f"{describe(left)} and {describe(right)} cannot be compared", expr.span, about=expr
+                )
             return (left == right) == (expr.op == "==")
         self._number(left, expr.left)
         self._number(right, expr.right)
@@ -222,9 +226,13 @@ class Evaluator:
     def eval_index(self, expr: syntax.Index) -> Any:
         base, index = self.value(expr.base), self.value(expr.index)
         if not isinstance(base, tuple):
-            raise Mistake("TM1301", f"{describe(base)} is not a list, it has no entries", expr.base.span, about=expr.base)
+            raise Mistake(
+                "TM1301", f"{describe(base)} is not a list, it has no entries", expr.base.span, about=expr.base
+            )
         if isinstance(index, bool) or not isinstance(index, int):
-            raise Mistake("TM1301", f"an index is a whole number, got {describe(index)}", expr.index.span, about=expr.index)
+            raise Mistake(
+                "TM1301", f"an index is a whole number, got {describe(index)}", expr.index.span, about=expr.index
+            )
         if not -len(base) <= index < len(base):
             what = f"`{expr.base.name}`" if isinstance(expr.base, syntax.Name) else "the list"
             raise Mistake(
@@ -294,7 +302,11 @@ class Evaluator:
 
     def _too_large(self, expr: syntax.Expr) -> Mistake:
         return Mistake(
-            "TM1305", f"the result passes the limit of {MAX_INTEGER:.0e}", expr.span, notes=self.values_of(expr), about=expr
+            "TM1305",
+            f"the result passes the limit of {MAX_INTEGER:.0e}",
+            expr.span,
+            notes=self.values_of(expr),
+            about=expr,
         )
 
 
@@ -319,7 +331,7 @@ def _power(left: Any, right: Any, expr: syntax.Expr) -> Any:
     if isinstance(right, Fraction):
         right = float(right)
     size = (math.log2(abs(left)) if left else 0.0) * right
-    if size > 64 or size < -64 and not isinstance(left, float):
+    if size > 64 or (size < -64 and not isinstance(left, float)):
         raise OverflowError
     if isinstance(right, int) and right < 0 and not isinstance(left, float):
         return Fraction(left) ** right
@@ -394,13 +406,24 @@ def coerce(
     if type_.many:
         if not isinstance(value, tuple):
             raise Mistake(
-                "TM1301", f"{what} must be a list, got {describe(value)}", span, help="write it in brackets: [...]", notes=notes
+                "TM1301",
+                f"{what} must be a list, got {describe(value)}",
+                span,
+                help="write it in brackets: [...]",
+                notes=notes,
             )
         one = syntax.TypeRef(type_.span, type_.names)
         places = entries if len(entries) == len(value) else [span] * len(value)
-        return tuple([coerce(v, one, s, f"entry {i} of {what}", notes) for i, (v, s) in enumerate(zip(value, places, strict=True))])
+        return tuple(
+            [
+                coerce(v, one, s, f"entry {i} of {what}", notes)
+                for i, (v, s) in enumerate(zip(value, places, strict=True))
+            ]
+        )
     name = type_.names[0]
-    if len(type_.names) > 1 or name not in TYPES:
+    if len(type_.names) == 1 and name not in TYPES:
+        return value  # the declaration has a finding
+    if len(type_.names) > 1:
         if not isinstance(value, str) or value not in type_.names:
             near = nearest(value, type_.names) if isinstance(value, str) else []
             words = [n for n in type_.names if n]
@@ -414,7 +437,11 @@ def coerce(
         return value
     if isinstance(value, tuple):
         raise Mistake(
-            "TM1301", f"{what} must be {TYPES[name]}, got a list: {describe(value)}", span, help="give one value", notes=notes
+            "TM1301",
+            f"{what} must be {TYPES[name]}, got a list: {describe(value)}",
+            span,
+            help="give one value",
+            notes=notes,
         )
 
     def wrong(help: str = "") -> Mistake:
@@ -435,7 +462,11 @@ def coerce(
             raise wrong(f"write `{value:.0f}`" if value.is_integer() else "")
         if name == "odd" and value % 2 == 0:
             raise Mistake(
-                "TM1302", f"{what} must be odd, got {value}", span, help=f"near values: {value - 1}, {value + 1}", notes=notes
+                "TM1302",
+                f"{what} must be odd, got {value}",
+                span,
+                help=f"near values: {value - 1}, {value + 1}",
+                notes=notes,
             )
         return value
     if isinstance(value, Fraction):

@@ -63,7 +63,9 @@ def read_text(path: Path | str, findings: list[Finding]) -> Source | None:
         return None
     if not text.strip():
         begins = "`block name(x):`" if path.suffix == ".mix" else "`tokenmix: 1` and `name: ...`"
-        refuse("TM1003", f"{path} is empty", f"a {'block file' if path.suffix == '.mix' else 'spec'} begins with {begins}")
+        refuse(
+            "TM1003", f"{path} is empty", f"a {'block file' if path.suffix == '.mix' else 'spec'} begins with {begins}"
+        )
         return None
     return Source(str(path), text.replace("\r\n", "\n").replace("\r", "\n"))
 

@@ -26,7 +26,7 @@ RESERVED = frozenset(
     """and or not if else elif for in block module require return true false
     B C H W N
     False None True as assert async await break class continue def del except finally from global import is lambda
-    nonlocal pass raise try while with yield self torch nn F super range enumerate str len min max sum""".split()
+    nonlocal pass raise try while with yield self torch nn F super range enumerate str len min max sum""".split()  # noqa: SIM905
 )
 
 
@@ -324,7 +324,9 @@ class _Builder(Transformer):
         return syntax.Literal(self._span(meta), float(children[0]), str(children[0]))
 
     def _too_large(self, meta) -> Mistake:
-        return Mistake("TM1305", f"the number is larger than any that counts: the limit is {MAX_INTEGER:.0e}", self._span(meta))
+        return Mistake(
+            "TM1305", f"the number is larger than any that counts: the limit is {MAX_INTEGER:.0e}", self._span(meta)
+        )
 
     def string(self, meta, children):
         return syntax.Literal(self._span(meta), str(children[0])[1:-1], str(children[0]))

@@ -126,7 +126,10 @@ class _Explainer:
         word = re.compile(r"[^\W\d]\w*").search(self.text, self._word_start(start))
         if word and word.start() <= start < word.end() and not character.isascii():
             return self.mistake(
-                f"`{word.group()}` cannot be a name", word.start(), word.end(), "names are made of a-z, A-Z, 0-9 and `_`"
+                f"`{word.group()}` cannot be a name",
+                word.start(),
+                word.end(),
+                "names are made of a-z, A-Z, 0-9 and `_`",
             )
         return self.mistake(f"`{character}` cannot stand here", start, start + 1, _SIGNS.get(character, ""))
 
@@ -144,7 +147,10 @@ class _Explainer:
         if known:
             return known
         return self.mistake(
-            f"`{word}` cannot stand here" + _expectation(expected), start, start + len(word), self._help(type_, start, expected)
+            f"`{word}` cannot stand here" + _expectation(expected),
+            start,
+            start + len(word),
+            self._help(type_, start, expected),
         )
 
     def _word_end(self, start: int) -> int:
@@ -232,7 +238,13 @@ class _Explainer:
             return self.mistake("a range has two dots", at, at + 3, "write `0..n` for 0, 1, ... n - 1")
         if re.match(r"(for|if|else|elif|in|return|require|module|block|not|and|or|true|false)\s*=(?!=)", line.lstrip()):
             return at_first(f"`{first}` cannot be used as a name: it is reserved", "choose another name")
-        if not line[:1].isspace() and first != "block" and not first.isdigit() and line_start == begin and "block" in self._starts:
+        if (
+            not line[:1].isspace()
+            and first != "block"
+            and not first.isdigit()
+            and line_start == begin
+            and "block" in self._starts
+        ):
             return at_first(
                 f"`{first or words[0]}` stands outside of any block",
                 "a file holds blocks, `block name(x):`, whose lines are indented",
@@ -240,7 +252,9 @@ class _Explainer:
         if re.match(r"(\+|-|\*\*?|//?|%)=", behind) or (behind[:1] == "=" and before[-1:] in tuple("+-*/%") and before):
             sign = re.match(r"\W*", behind).group().strip("= ") or before[-1]  # type: ignore[union-attr]
             name = re.match(r"\w*", line.lstrip()).group()  # type: ignore[union-attr]
-            return self.mistake(f"there is no `{sign}=`", start, start + len(sign) + 1, f"write `{name} = {name} {sign} ...`")
+            return self.mistake(
+                f"there is no `{sign}=`", start, start + len(sign) + 1, f"write `{name} = {name} {sign} ...`"
+            )
         if word == "=" and first in ("if", "elif", "require"):
             return self.mistake("`=` does not compare", start, start + 1, "write `==`")
         if word == ">" and before.endswith("-"):
@@ -266,7 +280,11 @@ class _Explainer:
         if type_ == "COMPARE" and re.search(r"(==|!=|<=?|>=?)", before):
             return "compare two values at a time: `0 < a and a < 3`"
         if type_ == "SEMICOLON":
-            return "lines end without `;`" if not behind[1:].split("\n")[0].strip() else "one `;` parts tensors from numbers"
+            return (
+                "lines end without `;`"
+                if not behind[1:].split("\n")[0].strip()
+                else "one `;` parts tensors from numbers"
+            )
         if type_ in ("RPAR", "RSQB") and before.rstrip().endswith(","):
             return "there is a `,` too many"
         if type_ in ("LPAR", "DOT", "NAME") and re.search(r"\w\.\w+\.?$", before):

@@ -17,7 +17,7 @@ from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
 from tokenmix.dsl.limits import MAX_ALIASES, MAX_NESTING, MAX_SPEC_VALUES
 from tokenmix.dsl.source import EmbeddedSource, Source, Span
 
-__all__ = ["YamlList", "YamlMap", "YamlScalar", "YamlNode", "read_yaml"]
+__all__ = ["YamlList", "YamlMap", "YamlNode", "YamlScalar", "read_yaml"]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -29,11 +29,11 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 
 @dataclass(frozen=True)
 class YamlScalar:
-    """A scalar: its text, the value of the core schema, and how it was quoted (empty for plain)."""
+    """A scalar: its text, the value of the core schema, and how it was quoted (empty for plain, "(" where it had to be)."""
 
     span: Span
     text: str
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
     style: str = ""
 
     @property
@@ -42,7 +42,8 @@ class YamlScalar:
         outer = self.span.source
         if self.style in ("|", ">"):
             return EmbeddedSource(outer, self.text, self._literal_starts())
-        start, end = self.span.start + len(self.style), self.span.end - len(self.style)
+        quote = 1 if self.style in ("'", '"') else 0
+        start, end = self.span.start + quote, self.span.end - quote
         raw = outer.text[start:end]
         if raw == self.text:
             return EmbeddedSource(outer, self.text, [start])
@@ -60,7 +61,9 @@ class YamlScalar:
             end = outer.find("\n", position)
             end = len(outer) if end < 0 else end
             if indent is None and outer[position:end].strip():
-                indent = len(outer[position:end]) - len(outer[position:end].lstrip()) - (len(first) - len(first.lstrip()))
+                indent = (
+                    len(outer[position:end]) - len(outer[position:end].lstrip()) - (len(first) - len(first.lstrip()))
+                )
             starts.append(min(position + max(indent or 0, 0), end))
             position = min(end + 1, len(outer))
         return starts
@@ -173,7 +176,9 @@ def _yaml_error(source: Source, error: yaml.YAMLError) -> Finding:
     message, help = problem, ""
     character = source.text[offset : offset + 1]
     known = next((p for p in _PROBLEMS if p[0] in problem), None)
-    if "cannot start any token" in problem:
+    if "tab character" in problem:
+        message, help = "a tab cannot indent a line of YAML", "indent with blanks"
+    elif "cannot start any token" in problem:
         if character == "\t":
             message, help = "a tab cannot indent a line of YAML", "indent with blanks"
         else:
@@ -183,9 +188,12 @@ def _yaml_error(source: Source, error: yaml.YAMLError) -> Finding:
         began = getattr(error, "context_mark", None)
         if at_start and began is not None:
             offset = began.index
+        elif began is not None and source.text[began.index : began.index + 1] in ("[", "{"):
+            notes = (Note("the bracket was opened", source.span(began.index, began.index + 1)),)
+            if character in ("]", "}"):
+                message, help = f"`{character}` does not close `{source.text[began.index]}`", ""
         elif began is not None and source.position(began.index)[0] < source.position(offset)[0]:
-            what = "the bracket was opened" if source.text[began.index] in "[{" else "the map or list above began"
-            notes = (Note(what, source.span(began.index, began.index + 1)),)
+            notes = (Note("the map or list above began", source.span(began.index, began.index + 1)),)
         start = source.text.rfind("\n", 0, offset) + 1
         key = re.match(r"[ ]+[\w.-]+\Z", source.text[start:offset])
         if character == ":" and key and not source.text[:start].rstrip().endswith(":"):
@@ -232,7 +240,9 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, span)
         if event.tag is not None and not (isinstance(event, yaml.ScalarEvent) and event.tag == "!"):
-            raise Mistake("TM1105", f"specs have no tags such as `{event.tag}`", span, help="leave the tag out")
+            tag = re.compile(r"\S*").match(self._source.text, event.start_mark.index).group()  # type: ignore[union-attr]
+            span = self._source.span(event.start_mark.index, event.start_mark.index + len(tag))
+            raise Mistake("TM1105", f"specs have no tags such as `{tag}`", span, help="leave the tag out")
         anchor = event.anchor
         if anchor is not None:
             self._anchors[anchor] = (None, 0)  # open: an alias to it from inside would be a cycle
@@ -252,27 +262,58 @@ class _Reader:
         if node is None:
             why = "stands inside of its own anchor" if count == 0 else "has no anchor above it"
             near = nearest(event.anchor, [name for name, (known, _) in self._anchors.items() if known is not None])
-            help = f"did you mean `*{near[0]}`?" if near else "an anchor is written `&name`; a text that begins with `*`, in quotes"
+            help = (
+                f"did you mean `*{near[0]}`?"
+                if near
+                else "an anchor is written `&name`; a text that begins with `*`, in quotes"
+            )
             raise Mistake("TM1105", f"the alias `*{event.anchor}` {why}", span, help="" if count == 0 else help)
         self._aliases += 1
         if self._aliases > MAX_ALIASES:
             raise Mistake("TM1103", f"the spec uses more than {MAX_ALIASES} aliases", span)
         return node, count
 
+    def _uncut(self, node: YamlNode) -> tuple[YamlNode, int]:
+        """In {...} and [...] a comma ends a value: an expression that holds one, put together again, with a finding."""
+        if not isinstance(node, YamlScalar) or node.style or node.text.count("(") <= node.text.count(")"):
+            return node, 0
+        source, depth = node.span.source, 0
+        text = source.text
+        for end in range(node.span.start, text.find("\n", node.span.start) % (len(text) + 1)):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if depth == 0 and text[end] == ")":
+                whole = text[node.span.start : end + 1]
+                span = source.span(node.span.start, end + 1)
+                self._findings.append(
+                    Finding(
+                        "TM1101", "in {...} and [...] a comma ends the value, also inside round brackets", span,
+                        help=f'write it in quotes: `"{whole}"`',
+                    )
+                )  # fmt: skip
+                return YamlScalar(span, whole, whole, "("), end + 1
+        return node, 0
+
     def _too_many(self, span: Span) -> Mistake:
-        return Mistake("TM1103", f"with this value the spec holds more than {MAX_SPEC_VALUES:,} of them, aliases expanded", span)
+        return Mistake(
+            "TM1103", f"here the spec passes the limit of {MAX_SPEC_VALUES:,} values, aliases expanded", span
+        )
 
     def _scalar(self, event: Any, span: Span) -> YamlScalar:
         style = event.style if event.style in ("'", '"', "|", ">") else ""
         return YamlScalar(span, event.value, event.value if style else _core(event.value), style)
 
     def _list(self, event: Any, span: Span, depth: int) -> tuple[YamlList, int]:
-        items, count = [], 1
+        items: list[YamlNode] = []
+        count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.SequenceEndEvent):
-                span = self._source.span(span.start, inner.end_mark.index)
+                span = self._source.span(event.start_mark.index, inner.end_mark.index)
                 break
             node, size = self._node(inner, depth + 1)
+            if node.span.start < cut:
+                continue
+            if event.flow_style:
+                node, cut = self._uncut(node)
             items.append(node)
             count += size
             if count > MAX_SPEC_VALUES:
@@ -281,10 +322,10 @@ class _Reader:
 
     def _map(self, event: Any, span: Span, depth: int) -> tuple[YamlMap, int]:
         items: dict[str, tuple[YamlScalar, YamlNode]] = {}
-        count = 1
+        count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.MappingEndEvent):
-                span = self._source.span(span.start, inner.end_mark.index)
+                span = self._source.span(event.start_mark.index, inner.end_mark.index)
                 break
             key, _ = self._node(inner, depth + 1)
             if not isinstance(key, YamlScalar):
@@ -295,8 +336,14 @@ class _Reader:
                     help="a spec takes over another one with `extends`; an alias can stand for one whole value",
                 )  # fmt: skip
             if not key.text and not key.style:
-                raise Mistake("TM1101", "a key is missing here", self._source.span(key.span.start, key.span.start + 1))
+                raise Mistake(
+                    "TM1101", "a key is missing here", key.span.source.span(key.span.start, key.span.start + 1)
+                )
             value, size = self._node(next(self._events), depth + 1)
+            if key.span.start < cut:
+                continue
+            if event.flow_style:
+                value, cut = self._uncut(value)
             count += size + 1
             if count > MAX_SPEC_VALUES:
                 raise self._too_many(value.span)
@@ -312,7 +359,7 @@ class _Reader:
         return YamlMap(span, tuple(items.values()), bool(event.flow_style)), count
 
 
-def _core(text: str) -> None | bool | int | float | str:
+def _core(text: str) -> bool | int | float | str | None:
     """Value of a plain scalar under the YAML 1.2 core schema."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None

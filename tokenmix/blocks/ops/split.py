@@ -24,7 +24,7 @@ class Split(Op):
 
     def shape(self, x, *, parts: Any, interleaved):
         if not isinstance(parts, int):
-            raise self.mistake("the number of parts must be written as a number or be equal in all uses", "TM1702")
+            raise self.mistake("the number of parts must be written as a number", "TM1702")
         return (x.having(C=x.C / parts if not isinstance(x.C, int) else x.C // parts),) * parts
 
     def cost(self, inputs, outputs, *, parts, interleaved):

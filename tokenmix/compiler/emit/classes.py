@@ -113,6 +113,7 @@ class _ClassWriter(ExpressionWriter):
         self.instance = instance
         self.text = ClassText(name, {}, [])
         self._checks: set[str] = set()
+        self._modules: dict[str, Module] = {}
         self._result_type = "Tensor"
         self._returned: tuple[Tensor, ...] = ()
         self._bind_inputs()
@@ -163,6 +164,7 @@ class _ClassWriter(ExpressionWriter):
     def write(self) -> ClassText:
         self._statements(self.definition.block.body)
         self._check_results()
+        self._condition_modules()
         self._write_sizes()
         head = self._constructor()
         doc = paragraphs(self.definition.block.doc) or [f"Block `{self.definition.name}`."]
@@ -171,6 +173,29 @@ class _ClassWriter(ExpressionWriter):
         lines += ["", f"    def forward(self, {tensors}) -> {self._result_type}:", *self.forward.lines]
         self.text.text = "\n".join(line.rstrip() for line in lines)
         return self.text
+
+    def _condition_modules(self) -> None:
+        """A declared module that some uses of the block never come to is made only where it is come to."""
+        modules = [m for m in self._modules.values() if m.uses]
+        for module in sorted(modules, key=lambda m: -m.line):  # from the last line up, so that places stay
+            label = module.declaration.name.name
+            graphs = self.emitter.elaborator.instances[self.definition]
+            if None in module.uses or all(any(n.label == label for n in g.nodes) for g in graphs):
+                continue
+            tests = []
+            for use in module.uses:
+                with self._code():
+                    text = str(use)
+                loops = [leaf.name for leaf in leaves_of(use) if leaf.role == "loop"]
+                if loops:
+                    raise Mistake(
+                        "TM1702", f"`{label}` is used in some rounds of a loop, and in some uses of the block in none",
+                        module.declaration.span, help="use it once outside the loop, or give the block another name",
+                    )  # fmt: skip
+                tests.append(text)
+            condition = " or ".join(dict.fromkeys(tests if len(set(tests)) == 1 else [f"({t})" for t in tests]))
+            line = self.init.lines[module.line].strip()
+            self.init.lines[module.line : module.line + 1] = [f"        if {condition}:", f"            {line}"]
 
     def _check_results(self) -> None:
         """The formulas of the results must give the numbers of the use they were written from."""
@@ -250,7 +275,8 @@ class _ClassWriter(ExpressionWriter):
         elif isinstance(statement, syntax.Require):
             self._require(statement)
         elif isinstance(statement, syntax.ModuleDecl):
-            self.environment[statement.name.name] = Module(statement)
+            module = self._modules[statement.name.name] = Module(statement)
+            self.environment[statement.name.name] = module
         elif isinstance(statement, syntax.If):
             self._if(statement)
         elif isinstance(statement, syntax.For):
@@ -425,6 +451,8 @@ class _ClassWriter(ExpressionWriter):
         return True
 
     def _for(self, statement: syntax.For) -> None:
+        if self.emitter.elaborator.branches.get(id(statement)) == {False}:
+            return  # no use of the block ever enters the loop
         start, stop = self.value(statement.start), self.value(statement.stop)
         leaf = Leaf(statement.variable.name, "loop")
         outer = self.environment.get(leaf.name)

@@ -61,8 +61,11 @@ class Several:
 
 @dataclass
 class Module:
+    """A declared module: the conditions under which it is used so far, and the constructor's line that makes it."""
+
     declaration: syntax.ModuleDecl
-    tensors: tuple[Tensor, ...] | None = None
+    uses: list[Any] = field(default_factory=list)
+    line: int = 0
 
 
 @dataclass
@@ -117,6 +120,7 @@ class ExpressionWriter(Evaluator):
         self.arms: list[Arm] = []
         self.loops: list[tuple[Leaf, Any, Any]] = []
         self.pending: list[set[str]] = []
+        self._place_span = definition.signature.span
 
     def _set(self, name: str, value: Value) -> None:
         """Write the line `name = value`."""
@@ -306,9 +310,10 @@ class ExpressionWriter(Evaluator):
         constructor, outputs = self._construct(target, call, arguments, inputs)
         if constructor is None:
             return self._function(target, arguments, values, outputs)
-        if module.tensors is None:
-            module.tensors = inputs
-            self.init.lines.append("        " + f"self.{label} = {constructor}")
+        if not module.uses:
+            module.line = len(self.init.lines)
+            self.init.lines.append(f"        self.{label} = {constructor}")
+        module.uses.append(self._test())
         return _result(f"self.{label}({', '.join(v.code for v in values)})", outputs, values)
 
     def _arguments(self, target: Definition | Op, call: syntax.Call) -> dict[str, Any]:
@@ -356,6 +361,7 @@ class ExpressionWriter(Evaluator):
         if constructor is None:
             assert isinstance(target, Op)
             return self._function(target, arguments, values, outputs)
+        self._place_span = call.span
         place = self._place(label, constructor)
         if isinstance(target, Op) and target.is_parameter:
             return Value(place, outputs[0])
@@ -373,17 +379,26 @@ class ExpressionWriter(Evaluator):
             code = target.forward(*(v.code for v in values), inputs=tuple(v.tensor for v in values), **arguments)
         return _result(code, outputs, values)
 
-    def _place(self, label: str, constructor: str) -> str:
-        """Put a submodule into the constructor where the loops and conditions around it say; how `forward` finds it."""
-        conditions = []
-        for arm in self.arms:
-            if any(leaf.role == "size" for leaf in leaves_of(arm.condition)):
-                continue  # which way it goes is known at run time only; the layer must be there
-            conditions.append(arm.condition if arm.positive else negated(arm.condition))
+    def _test(self) -> Any:
+        """Under which condition on constructor arguments the statement being written runs; None for always."""
         test: Any = None
-        for condition in conditions:
+        for arm in self.arms:
+            if _at_run_time(arm.condition):
+                continue
+            condition = arm.condition if arm.positive else negated(arm.condition)
             level = LEVEL["and"]
             test = condition if test is None else Symbol("{} and {}", ((test, level), (condition, level + 1)), level)
+        return test
+
+    def _place(self, label: str, constructor: str) -> str:
+        """Put a submodule into the constructor where the loops and conditions around it say; how `forward` finds it."""
+        if any(_at_run_time(arm.condition) for arm in self.arms):
+            raise Mistake(
+                "TM1702", f"the layer `{label}` stands in an `if` that depends on the input size", self._place_span,
+                help="its weights are there for every size or for none: apply it outside, or declare "
+                "`module name = ...` in front of the `if` and use it in both arms",
+            )  # fmt: skip
+        test = self._test()
         with self._code():
             tested = str(test) if test is not None else ""
             ranges = " ".join(f"for {leaf.name} in {range_text(start, stop)}" for leaf, start, stop in self.loops)
@@ -438,6 +453,10 @@ def negated(condition: Any) -> Any:
             level = LEVEL[word]
             return Symbol("{} " + word + " {}", ((negated(left), level), (negated(right), level + 1)), level)
     return symbol("not {}", condition, level=LEVEL["not"], inner=LEVEL["not"])
+
+
+def _at_run_time(condition: Any) -> bool:
+    return any(leaf.role == "size" for leaf in leaves_of(condition))
 
 
 def either(then: Any, condition: Any, otherwise: Any) -> Any:
