@@ -55,6 +55,7 @@ def main() -> None:
     unknown = set(options.scripts) - set(SCRIPTS)
     if unknown:
         parser.error(f"no script is called {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+    options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.json"
     records = json.loads(file.read_text())["benchmarks"] if file.exists() else {}
     for script in options.scripts or SCRIPTS:

@@ -159,6 +159,7 @@ class _Checker:
         self.definition = definition
         self.findings: list[Finding] = []
         self.used: set[str] = set()
+        self._in_loop = 0
         self.lost = False  # whether an unknown name may stand for any of the unused ones
         block = definition.block
         self.defined: dict[str, Span] = {}
@@ -237,6 +238,13 @@ class _Checker:
                 self._define(target)
         elif isinstance(statement, syntax.ModuleDecl):
             self._call(statement.call, piped=True)
+            if self._in_loop:
+                self._add(
+                    "TM1208",
+                    f"`{statement.name.name}` would be declared anew in every round of the loop",
+                    statement.name.span,
+                    help="declare it in front of the loop; a layer for every round is a labelled call",
+                )
             self._define(statement.name)
         elif isinstance(statement, syntax.Require):
             self._expression(statement.condition)
@@ -251,7 +259,9 @@ class _Checker:
             # What one round assigns, the next round may read.
             before = set(self.known)
             self.known |= {t.name for s in _statements(statement.body) for t in _targets(s)}
+            self._in_loop += 1
             self._body(statement.body)
+            self._in_loop -= 1
             self.known = before | self.known
         elif isinstance(statement, syntax.If):
             self._expression(statement.condition)
@@ -284,10 +294,33 @@ class _Checker:
         elif isinstance(expr, syntax.Call):
             self._call(expr, piped=False)
         elif isinstance(expr, syntax.Node):
+            if isinstance(expr, syntax.Binary):
+                self._compared_words(expr)
             for value in vars(expr).values():
                 for item in value if isinstance(value, tuple) else (value,):
                     if isinstance(item, syntax.Node):
                         self._expression(item)  # type: ignore[arg-type]
+
+    def _compared_words(self, expr: syntax.Binary) -> None:
+        """`mode == "sotf"` can never be true where mode is `soft | hard`."""
+        sides = (expr.left, expr.right)
+        for name, text in (sides, sides[::-1]):
+            if (
+                not isinstance(name, syntax.Name)
+                or not isinstance(text, syntax.Literal)
+                or not isinstance(text.value, str)
+            ):
+                continue
+            for parameter in self.definition.signature.parameters:
+                words = parameter.type.names if parameter.type and len(parameter.type.names) > 1 else ()
+                if parameter.name == name.name and words and text.value not in words:
+                    near = nearest(text.value, words)
+                    self._add(
+                        "TM1301",
+                        f'`{name.name}` is {" or ".join(words)}, never "{text.value}"',
+                        text.span,
+                        help=f'did you mean "{near[0]}"?' if near else "",
+                    )
 
     def _word(self, word: syntax.Name, parameter: syntax.Parameter) -> None:
         assert parameter.type is not None

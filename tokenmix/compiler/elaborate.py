@@ -527,10 +527,8 @@ class _Body(Evaluator):
         self.owner.step(len(expr.items))
         values = super().eval_listof(expr)
         for value, item in zip(values, expr.items, strict=True):
-            if (
-                isinstance(value, _Value | _Module)
-                or (isinstance(value, tuple)
-                and any(isinstance(v, _Value) for v in value))
+            if isinstance(value, _Value | _Module) or (
+                isinstance(value, tuple) and any(isinstance(v, _Value) for v in value)
             ):
                 raise Mistake(
                     "TM1301", "a list holds numbers, no tensors", item.span, help="`concat(a, b)` joins tensors"
@@ -684,10 +682,8 @@ class _Body(Evaluator):
             value: Any = expr.name
         else:
             value = self.value(expr)
-        if (
-            isinstance(value, _Value | _Module)
-            or (isinstance(value, tuple)
-            and any(isinstance(v, _Value) for v in value))
+        if isinstance(value, _Value | _Module) or (
+            isinstance(value, tuple) and any(isinstance(v, _Value) for v in value)
         ):
             inputs = target.signature.inputs
             raise Mistake(

@@ -276,6 +276,13 @@ class _Assembly:
             )
         weights, tally = {}, Tally()
         if isinstance(target, Op):
+            if target.module(tensor, **site.arguments) is None:
+                raise Mistake(
+                    "TM1702",
+                    f"`{site.call.callee}` is a function; a model is put together from layers and blocks",
+                    site.call.callee_span,
+                    help="put it into a block under `definitions`",
+                )
             weights = dict(target.weights(tensor, **site.arguments))
             tally = target.cost((tensor,), outputs, **site.arguments)
         node = GraphNode(site.name, site.name, target, site.arguments, (ref,), outputs, site.call.span, weights, tally)

@@ -371,7 +371,8 @@ class _Planner:
         notes = (note,) if declared.span.source is not node.span.source or declared.doc else ()
         entries = [item.span for item in node.items] if isinstance(node, YamlList) else []
         if declared.length is not None and isinstance(value, tuple):
-            length = self._value(declared.length, self._evaluator(self.names))
+            whole = syntax.TypeRef(declared.length.span, ("int",))
+            length = self._value(declared.length, self._evaluator(self.names), whole)
             if len(value) != length:
                 raise Mistake(
                     "TM1302",
@@ -583,7 +584,7 @@ class _Planner:
             return len(blocks.items) if isinstance(blocks, YamlList) else 1 if blocks is not None else 0
         try:
             evaluator = self._evaluator(names)
-            value = self._value(node, evaluator)
+            value = self._value(node, evaluator, syntax.TypeRef(node.span, ("int",)))
             expr = parse_scalar(node) if isinstance(node, YamlScalar) else None
             notes = evaluator.values_of(expr) if expr else ()
             try:
@@ -675,7 +676,7 @@ class _Planner:
         when = node.get("when")
         if when is not None:
             try:
-                wanted = self._value(when, self._evaluator(names))
+                wanted = self._value(when, self._evaluator(names), syntax.TypeRef(when.span, ("bool",)))
                 if not isinstance(wanted, bool):
                     raise Mistake("TM1301", f"`when` is a condition, got {describe(wanted)}", when.span)
                 if not wanted:
@@ -726,11 +727,14 @@ class _Planner:
         nodes += list((self.spec.stages or {}).values())
         values = [n for p in self.spec.parameters.values() for n in (p.default, p.length) if n is not None]
         values += [node for _, node in self.spec.values.values()]
-        readable = [_collect_names(node, used) for node in nodes] + [_collect_names(n, used, texts=True) for n in values]
+        readable = [_collect_names(node, used) for node in nodes] + [
+            _collect_names(n, used, texts=True) for n in values
+        ]
         if not all(readable):
             return  # what cannot be read may well use it
         for name, declared in self.spec.parameters.items():
-            if name not in used:
+            # What a variant leaves unused of its base is the base's to use.
+            if name not in used and declared.span.source is self.spec.source:
                 self._once(
                     Finding(
                         "TM1207", f"the parameter `{name}` is never used", declared.span, help="use it or leave it out"

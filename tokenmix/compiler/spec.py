@@ -66,7 +66,7 @@ STAGE_KEYS = {
 }
 PARAMETER_KEYS = ("type", "default", "min", "max", "length", "choices", "doc")
 SOURCE_KEYS = ("title", "venue", "arxiv", "code", "status", "authors", "year")
-PUBLISHED_KEYS = ("table", "input", "dense", "params", "flops", "rule", "note")
+PUBLISHED_KEYS = ("table", "input", "dense", "params", "flops", "rule", "note", "top1", "top5")
 # Initial distributions of weights, with what they take: a standard deviation, a bound, a value or nothing.
 DISTRIBUTIONS = {"trunc_normal": 1, "normal": 1, "uniform": 1, "constant": 1, "zeros": 0, "ones": 0}
 INIT_KEYS = ("linear", "pointwise", "conv", "position_table")
@@ -645,6 +645,15 @@ class _Reader:
         printed = {}
         for key, value in row.items:
             if key.text in ("table", "input", "dense", "rule", "note"):
+                continue
+            near = nearest(key.text, PUBLISHED_KEYS) if key.text not in PUBLISHED_KEYS else []
+            if near:  # any other word is a metric of the paper's: mIoU, AP
+                self._add(
+                    "TM1201",
+                    f"a row of `published` has no key `{key.text}`",
+                    key.span,
+                    help=f"did you mean `{near[0]}`?",
+                )
                 continue
             text = self._text(value, key.text)
             if text is None:

@@ -281,11 +281,7 @@ class _Program:
         if isinstance(target, Op):
             self.emitter.helpers |= set(target.helpers)
             constructor = target.module(shape, **site.arguments)
-            if constructor is None:
-                raise Mistake(
-                    "TM1702", f"`{site.call.callee}` is a function; a model is put together from layers and blocks",
-                    site.call.span, help="put it into a block under `definitions`",
-                )  # fmt: skip
+            assert constructor is not None, site.call.callee  # functions are findings of the model
             return constructor
         text = self.emitter.class_of(target, (shape,), site.arguments)
         parts = [str(shape.C) for _ in text.channels]
