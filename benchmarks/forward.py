@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from measure import Row, fresh, interleaved, machine, main, peak_mib, ratio, row
+from measure import Row, fresh, interleaved, main, num_threads, peak_mib, ratio, row
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def peak_of_pass(side: str, name: str, family: str, variant: str, batch: int) ->
     """MiB by which one pass raises the peak of a fresh process that has run a small pass before."""
     import torch
 
-    torch.set_num_threads(machine()["cores"])
+    torch.set_num_threads(num_threads())
     module = build(side, name, family, variant)
     images = torch.zeros(batch, 3, SIZE, SIZE)
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def collect(quick: bool) -> list[Row]:
     peaks = memory(dict(list(models.items())[:1]) if quick else models, batches, runs=1 if quick else 5)
     import torch
 
-    torch.set_num_threads(machine()["cores"])
+    torch.set_num_threads(num_threads())
     times = [r for name, which in models.items() for r in passes(name, *which, batches, rounds=1 if quick else 15)]
     return times + peaks
 

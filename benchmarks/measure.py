@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "ROOT", "Row", "fresh", "interleaved", "machine", "main", "markdown", "peak_mib", "process", "ratio", "row",
+    "ROOT", "Row", "fresh", "interleaved", "machine", "main", "markdown", "num_threads", "peak_mib", "process", "ratio",
+    "row",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,16 +114,24 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_threads() -> int:
+    """How many threads torch gets: one per core, unless OMP_NUM_THREADS says otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS") or _cores())
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on besides the code."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(),
-        "cores": cores,
+        "cores": _cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": _version("torch"),
-        "torch_threads": cores,
+        "torch_threads": num_threads(),
         "timm": _version("timm"),
         "fvcore": _version("fvcore"),
     }
@@ -137,6 +146,26 @@ def _cpu() -> str:
     name = facts.get("model name", platform.machine())
     widest = next((word for word in ("amx_tile", "avx512f", "avx2") if word in facts.get("flags", "").split()), None)
     return f"{name} ({widest})" if widest else name
+
+
+def _busy_seconds() -> tuple[float, float] | None:
+    """Processor time since the start, of everybody and of this process with its ended children; None off Linux."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = fields[:8]
+    everybody = (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+    return everybody, sum(os.times()[:4])
+
+
+def _share_of_others(before: tuple[float, float] | None, seconds: float) -> float | None:
+    """The part of the processors that went to other processes since `before`."""
+    now = _busy_seconds()
+    if before is None or now is None:
+        return None
+    others = (now[0] - before[0]) - (now[1] - before[1])
+    return round(max(0.0, others) / (seconds * (os.cpu_count() or 1)), 3)
 
 
 def _version(package: str) -> str | None:
@@ -172,9 +201,9 @@ def main(doc: str, collect: Callable[[bool], list[Row]], argv: Sequence[str] | N
     parser.add_argument("--quick", action="store_true", help="the least that runs every line: the numbers mean nothing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to FILE as well")
     options = parser.parse_args(argv)
-    load_before = os.getloadavg()[0]
+    before, start = _busy_seconds(), time.perf_counter()
     rows = collect(options.quick)
-    facts = machine() | {"load_before": round(load_before, 2)}
+    facts = machine() | {"share_of_others": _share_of_others(before, time.perf_counter() - start)}
     print(f"{', '.join(f'{key} {value}' for key, value in facts.items())}\n\n{markdown(rows)}")
     if options.json:
         record = {"schema": 1, "quick": options.quick, "machine": facts, "rows": [asdict(r) for r in rows]}

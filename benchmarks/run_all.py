@@ -20,6 +20,9 @@ SCRIPTS = {
     "forward": "A forward pass of emitted modules",
 }
 
+# More than this part of the processors in other hands, and threads wait for each other instead of computing.
+_QUIET = 0.03
+
 
 def measure(script: str, quick: bool) -> dict[str, Any]:
     """The record that a script writes, from a process of its own."""
@@ -37,8 +40,13 @@ def report(records: dict[str, dict[str, Any]]) -> str:
             record = records[script]
             about = (
                 "{cpu}, {cores} cores, {system}; Python {python}, torch {torch} on {torch_threads} threads, "
-                "timm {timm}, fvcore {fvcore}; load average before the run {load_before}."
+                "timm {timm}, fvcore {fvcore}."
             ).format_map(record["machine"])
+            others = record["machine"]["share_of_others"]
+            if others is not None:
+                about += f" Other processes had {others:.0%} of the processors during the run."
+                if others > _QUIET:
+                    about += " **That is too much: the numbers below are not for quoting.**"
             if record["quick"]:
                 about += " **A run with --quick: the numbers mean nothing.**"
             rows = markdown(Row(**row) for row in record["rows"])

@@ -1,6 +1,7 @@
 """Every benchmark script runs from end to end and writes numbers; how large they are is not looked at."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def runs(tmp_path_factory):
     processes = {
         script: subprocess.Popen(
             [sys.executable, RUN_ALL, script, "--quick", "--output", folder],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads of several processes would wait for each other
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

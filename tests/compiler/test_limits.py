@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import pytest
 
 from tokenmix.compiler.model import Model, load
 from tokenmix.dsl.diagnostics import CATALOGUE, render
-
-SECONDS = 2.0
 
 HEAD = "tokenmix: 1\nname: hostile\n"
 STAGE = "stages: [{blocks: f}]\n"
@@ -30,17 +27,14 @@ def blocks(text: str, block: str = "f") -> str:
 
 
 def answered(model: Callable[[], Model], *ids: str) -> str:
-    """Load, look for findings, render them; the text. In time, with a place, and with one of the ids."""
-    start = time.perf_counter()
+    """Load, look for findings, render them; the text. With a place, and with one of the ids."""
     findings = model().findings
     text = render(findings)
-    seconds = time.perf_counter() - start
     assert findings, "nothing found"
     assert {f.id for f in findings} <= set(ids), text[:2000]
     assert all(f.id in CATALOGUE and f.span is not None for f in findings)
     assert len(text) < 20_000
-    assert text.isprintable() or set(c for c in text if not c.isprintable()) == {"\n"}
-    assert seconds < SECONDS, f"{seconds:.1f} s"
+    assert text.isprintable() or {c for c in text if not c.isprintable()} == {"\n"}
     return text
 
 

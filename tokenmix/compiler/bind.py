@@ -79,17 +79,16 @@ def match_arguments(
             continue
         matched[name] = argument
     for parameter in signature.parameters:
-        if parameter.default is None and parameter.name not in matched:
-            # A name that is none of the others is most likely this one, misspelt or called as elsewhere.
-            if not guessed:
-                findings.append(
-                    Finding(
-                        "TM1205",
-                        f"`{signature.name}` needs a value for `{parameter.name}`",
-                        call.callee_span,
-                        help=takes(signature),
-                    )
+        # A name that is none of the others is most likely the missing one, misspelt or called as elsewhere.
+        if parameter.default is None and parameter.name not in matched and not guessed:
+            findings.append(
+                Finding(
+                    "TM1205",
+                    f"`{signature.name}` needs a value for `{parameter.name}`",
+                    call.callee_span,
+                    help=takes(signature),
                 )
+            )
     return matched, findings
 
 
@@ -137,7 +136,7 @@ def bind(
     value: Callable[[syntax.Parameter, syntax.Expr], Any],
     default: Callable[[syntax.Parameter], Any],
 ) -> dict[str, Any]:
-    """Parameter name -> value in the order of the signature. Raises `Mistake` with the first thing that does not match."""
+    """Parameter name -> value in the order of the signature. Raises `Mistake` for the first thing that does not fit."""
     matched = _matched(signature, call)
     return {p.name: value(p, matched[p.name].value) if p.name in matched else default(p) for p in signature.parameters}
 

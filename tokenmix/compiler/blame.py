@@ -7,6 +7,7 @@ points there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,10 +191,8 @@ class Origins:
         if not own and isinstance(node, YamlScalar) and isinstance(node.value, str):
             # A default that is computed from other parameters: those may be the user's.
             before = len(found)
-            try:
+            with suppress(Mistake):
                 self._expression(parse_scalar(node), names, found, seen | {name})
-            except Mistake:
-                pass
             if len(found) > before:
                 return
         found.append(Place(node.span, own, name))

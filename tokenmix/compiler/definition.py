@@ -71,7 +71,8 @@ class Definition:
             self.labels[id(call)] = label
         self._check_labels(self.block.body, {})
         parameters = {p.name for p in self.signature.parameters}
-        for node in [*calls, *self.modules.values()]:
+        nodes: list[syntax.Call | syntax.ModuleDecl] = [*calls, *self.modules.values()]
+        for node in nodes:
             label = node.name.name if isinstance(node, syntax.ModuleDecl) else node.label
             if label in MODULE_ATTRIBUTES or label in parameters:
                 span = node.name.span if isinstance(node, syntax.ModuleDecl) else _label_span(node)
@@ -108,7 +109,7 @@ class Definition:
                     f"two submodules are called `{call.label}`",
                     _label_span(call),
                     notes=(Note("first", first),),
-                    help=f"give one another label; to use one set of weights twice, declare `module {call.label} = ...`",
+                    help=f"give one another label; to use its weights twice, declare `module {call.label} = ...`",
                 )
             )
         seen.setdefault(call.label, _label_span(call))
@@ -163,7 +164,8 @@ class _Checker:
         self.lost = False  # whether an unknown name may stand for any of the unused ones
         block = definition.block
         self.defined: dict[str, Span] = {}
-        for item in (*block.signature.inputs, *block.signature.parameters):
+        heads: tuple[syntax.Input | syntax.Parameter, ...] = (*block.signature.inputs, *block.signature.parameters)
+        for item in heads:
             if item.name in self.defined:
                 self._add("TM1208", f"`{item.name}` stands twice in the head of `{block.name}`", item.span)
             self.defined[item.name] = item.span
@@ -350,7 +352,8 @@ class _Checker:
         if name.dim and name.dim not in LETTERS:
             self._add(
                 "TM1206", f"no dimension is called `{name.dim}`",
-                name.span.source.span(name.span.end - len(name.dim), name.span.end), help=f"dimensions: {', '.join(LETTERS)}",
+                name.span.source.span(name.span.end - len(name.dim), name.span.end),
+                help=f"dimensions: {', '.join(LETTERS)}",
             )  # fmt: skip
 
     def _call(self, call: syntax.Call, *, piped: bool) -> None:
@@ -391,22 +394,26 @@ class _Checker:
         self.findings += findings
         inputs = {i.name for i in self.definition.signature.inputs}
         for parameter in target.signature.parameters:
-            argument = matched.get(parameter.name)
-            if argument is None:
+            given_value = matched.get(parameter.name)
+            if given_value is None:
                 if parameter.default is None:
                     self.used.add(parameter.name)  # what is missing here is most likely not unused
-            elif isinstance(argument.value, syntax.Name) and argument.value.name in inputs and not argument.value.dim:
-                self.used |= {parameter.name, argument.value.name}
-                tensor = argument.value.name
+            elif (
+                isinstance(given_value.value, syntax.Name)
+                and given_value.value.name in inputs
+                and not given_value.value.dim
+            ):
+                self.used |= {parameter.name, given_value.value.name}
+                tensor = given_value.value.name
                 further = len(target.signature.inputs) > 1
                 self._add(
                     "TM1301",
                     f"`{parameter.name}` of `{target.name}` is a hyperparameter, and `{tensor}` is a tensor",
-                    argument.value.span,
+                    given_value.value.span,
                     help="further tensors stand before a `;`" if further else f"a size is a number: `{tensor}.C`",
                 )
             else:
-                self._expression(argument.value, parameter)
+                self._expression(given_value.value, parameter)
         for argument in given:
             if argument not in matched.values():
                 self._expression(argument.value)
@@ -440,7 +447,8 @@ class _Checker:
         head = shipped.signature if shipped is not None else None
         return Finding(
             finding.id,
-            f"block `{target.name}` hides the shipped one, which block `{self.definition.name}` calls otherwise: {finding.message}",
+            f"block `{target.name}` hides the shipped one, which block `{self.definition.name}` calls otherwise: "
+            f"{finding.message}",
             target.block.name_span,
             notes=(Note(f"called as `{_one_line(call.span.text)}`", call.span),),
             help="give the block another name, or the head of the shipped one" + (f": {takes(head)}" if head else ""),

@@ -136,7 +136,10 @@ class Elaborator:
     def call(
         self, call: syntax.Call, arguments: dict[str, Any], inputs: tuple[Tensor, ...]
     ) -> tuple[Op | BlockGraph, tuple[Tensor, ...]]:
-        """Apply a block or op to inputs. Raises `Failed` where the block has findings, `Mistake` where the call does not fit."""
+        """Apply a block or op to inputs.
+
+        Raises `Failed` where the block has findings, `Mistake` where the call does not fit.
+        """
         target = self.library.find(call.callee)
         assert target is not None
         arguments = {
@@ -156,11 +159,11 @@ class Elaborator:
     def _check_inputs(self, signature: syntax.Signature, inputs: tuple[Tensor, ...], call: syntax.Call) -> None:
         many = bool(signature.inputs) and signature.inputs[-1].many
         if len(inputs) < len(signature.inputs) or (len(inputs) > len(signature.inputs) and not many):
-            wanted = ", ".join(i.name for i in signature.inputs)
+            names = ", ".join(i.name for i in signature.inputs)
+            plural = "" if len(signature.inputs) == 1 else "s"
             raise Mistake(
                 "TM1306",
-                f"`{call.callee}` takes {len(signature.inputs)} tensor{'s' if len(signature.inputs) != 1 else ''} ({wanted}), "
-                f"got {len(inputs)}",
+                f"`{call.callee}` takes {len(signature.inputs)} tensor{plural} ({names}), got {len(inputs)}",
                 call.callee_span,
                 help="" if self._stack else "what a spec places gets one tensor: the result of what stands before it",
             )
@@ -219,7 +222,8 @@ class Elaborator:
             return
         finding = mistake.finding
         about = mistake.about if mistake.about is not None else statement
-        inner = finding.span or getattr(about, "span", statement.span)
+        reported = about if isinstance(about, syntax.Node) else statement
+        inner = finding.span or reported.span
         if inner in self._static:
             return
         outer = next((i for i, (d, _) in enumerate(self._stack) if all(b.shipped for b, _ in self._stack[i:])), None)
@@ -738,7 +742,8 @@ class _Body(Evaluator):
         )  # fmt: skip
         if first is not None and (first.weights != weights or _blocks_differ(first.target, target)):
             raise Mistake(
-                "TM1402", f"the module `{label}` is used with inputs that need different weights: {_weights(first, made)}",
+                "TM1402",
+                f"the module `{label}` is used with inputs that need different weights: {_weights(first, made)}",
                 node.span, notes=(Note("first used", first.span),),
             )  # fmt: skip
         if module is not None and first is None:

@@ -70,8 +70,8 @@ class Library:
         self._own: dict[str, Definition] = {}
         self._unread: set[str] = set()
         self._incomplete = False
-        for source in definitions or []:
-            self._add(source)
+        for text in definitions or []:
+            self._add(text)
         if folder is not None and folder.absolute() != _BLOCKS:
             for path in sorted(folder.glob("*.mix")):
                 source = read_text(path, self.findings)

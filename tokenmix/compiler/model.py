@@ -58,7 +58,7 @@ class Cost:
 
     def __init__(self, graph: BlockGraph, conventions: Mapping[str, Convention]):
         self.graph = graph
-        self.input: tuple[int, int, int] = graph.inputs[0].dims  # type: ignore[assignment]
+        self.input: tuple[int, int, int] = graph.inputs[0].dims
         self.params = graph.num_params
         self.tally: Tally = graph.tally
         self._conventions = conventions

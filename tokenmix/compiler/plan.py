@@ -310,7 +310,9 @@ class _Planner:
         self.findings.append(
             Finding(
                 "TM1205",
-                f"the parameter{'s' if len(names) > 1 else ''} {listing} {'have' if len(names) > 1 else 'has'} no value",
+                f"the parameters {listing} have no value"
+                if len(names) > 1
+                else f"the parameter {listing} has no value",
                 where,
                 notes=tuple(notes),
                 help="under `with`, write " + ", ".join(f"{p.name}: ..." for p in missing[:6]),

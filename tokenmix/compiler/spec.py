@@ -597,7 +597,8 @@ class _Reader:
             if rule is None:
                 continue
             rule = corrected(rule, [*TALLIES, "doc", "without"], f"the convention `{key.text}`", self.findings)
-            weights, without = {}, ()
+            weights: dict[str, int] = {}
+            without: tuple[str, ...] = ()
             for name, weight in rule.items:
                 if name.text == "without":
                     if isinstance(weight, YamlList) and all(isinstance(i, YamlScalar) for i in weight.items):
@@ -605,9 +606,9 @@ class _Reader:
                     else:
                         self._add("TM1301", "`without` is a list of labels", weight.span)
                 elif name.text in TALLIES:
-                    value = self._whole(weight, f"the weight of `{name.text}`")
-                    if value is not None:
-                        weights[name.text] = value
+                    number = self._whole(weight, f"the weight of `{name.text}`")
+                    if number is not None:
+                        weights[name.text] = number
             doc = self._text(rule.get("doc"), "doc") or ""
             self.spec.conventions[key.text] = Convention(key.text, weights, doc, without)
 

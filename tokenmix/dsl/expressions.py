@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -45,7 +45,7 @@ TYPES: dict[str, str] = {
 
 
 class RampRate(float):
-    """A drop rate that is entry `index` of the rates growing evenly from 0 to `top` over all `total` blocks of the model."""
+    """A drop rate: entry `index` of the rates growing evenly from 0 to `top` over all `total` blocks of the model."""
 
     index: int
     total: int
@@ -191,7 +191,8 @@ class Evaluator:
                 result = int(result)
             elif result.denominator > MAX_INTEGER:
                 raise self._too_large(expr)
-        if isinstance(result, int | float | Fraction) and not abs(result) <= MAX_INTEGER:  # also refuses nan
+        number = result if isinstance(result, int | float) else float(result) if isinstance(result, Fraction) else 0
+        if not abs(number) <= MAX_INTEGER:  # also refuses nan
             raise self._too_large(expr)
         return result
 
@@ -366,7 +367,7 @@ def _flat(values: tuple) -> tuple:
     return values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "ceil": lambda x: math.ceil(x),
     "floor": lambda x: math.floor(x),

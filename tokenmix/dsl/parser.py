@@ -172,7 +172,8 @@ def _check_depth(source: Source, tree: Tree, offset: int) -> None:
             start = offset + (0 if meta.empty else meta.start_pos)
             raise Mistake(
                 "TM1104",
-                f"operators and bodies are nested more than {MAX_DEPTH} deep (each term of a sum lies one deeper than the next)",
+                f"operators and bodies are nested more than {MAX_DEPTH} deep "
+                "(each term of a sum lies one deeper than the next)",
                 source.span(start, start + 1 if meta.empty else offset + meta.end_pos),
                 help="name the inner parts on lines of their own",
             )

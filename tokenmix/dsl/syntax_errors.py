@@ -91,7 +91,7 @@ class _Explainer:
         if isinstance(error, DedentError):
             return self._dedent()
         if isinstance(error, UnexpectedCharacters):
-            start = min(error.pos_in_stream, len(self.text) - 1)
+            start = min(error.pos_in_stream or 0, len(self.text) - 1)
             return self._by_line(start, "") or self._character(start)
         assert isinstance(error, UnexpectedToken)
         token = error.token

@@ -29,7 +29,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 
 @dataclass(frozen=True)
 class YamlScalar:
-    """A scalar: its text, the value of the core schema, and how it was quoted (empty for plain, "(" where it had to be)."""
+    """A scalar: its text, its value in the core schema, its quotes (empty: plain; "(": where they had to be)."""
 
     span: Span
     text: str
@@ -139,8 +139,8 @@ def read_yaml(source: Source, findings: list[Finding]) -> YamlNode | None:
     return None
 
 
-# What libyaml says, as a part of its words -> what it means, how to mend it, and whether the place where the thing began
-# tells more than the place where reading stopped. Its Python twin says the same in other words.
+# What libyaml says, as a part of its words -> what it means, how to mend it, and whether the place where the thing
+# began tells more than the place where reading stopped. Its Python twin says the same in other words.
 _PROBLEMS: tuple[tuple[str, str, str, bool], ...] = (
     ("mapping values are not allowed", "a `:` cannot stand here",
      "a value that holds `: ` is written in quotes; a key stands on a line of its own", False),
@@ -307,7 +307,7 @@ class _Reader:
         count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.SequenceEndEvent):
-                span = self._source.span(event.start_mark.index, inner.end_mark.index)
+                span = self._source.span(event.start_mark.index, self._span(inner).end)
                 break
             node, size = self._node(inner, depth + 1)
             if node.span.start < cut:
@@ -325,7 +325,7 @@ class _Reader:
         count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.MappingEndEvent):
-                span = self._source.span(event.start_mark.index, inner.end_mark.index)
+                span = self._source.span(event.start_mark.index, self._span(inner).end)
                 break
             key, _ = self._node(inner, depth + 1)
             if not isinstance(key, YamlScalar):
