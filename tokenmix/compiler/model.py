@@ -17,7 +17,8 @@ from tokenmix.compiler.elaborate import Elaborator, Exhausted, Failed
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.plan import Plan, Site, make_draft
-from tokenmix.compiler.spec import Spec, find_spec, read_spec
+from tokenmix.compiler.spec import Spec, find_spec
+from tokenmix.compiler.spec_reader import read_spec
 from tokenmix.compiler.verify import dead_values
 from tokenmix.dsl.diagnostics import Finding, FindingsError, Mistake, Note, sort_findings
 from tokenmix.dsl.limits import MAX_NODES

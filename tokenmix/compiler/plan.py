@@ -16,7 +16,8 @@ from tokenmix.compiler.bind import default_value, is_word, match_arguments, take
 from tokenmix.compiler.blame import SETTINGS, Origins
 from tokenmix.compiler.definition import Definition, circles
 from tokenmix.compiler.library import Library
-from tokenmix.compiler.spec import ParameterDecl, Spec, corrected, parse_scalar
+from tokenmix.compiler.spec import ParameterDecl, Spec, parse_scalar
+from tokenmix.compiler.spec_reader import corrected
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
 from tokenmix.dsl.expressions import Evaluator, RampRate, coerce, describe, listed, names_in

@@ -30,5 +30,5 @@ MAX_LIST = 10_000  # entries of a list value
 MAX_LOOP = 10_000  # rounds of one compile-time loop, blocks of a model
 MAX_STAGES = 1_000  # stages of a model
 MAX_ROWS = 100  # rows of `published` and of `exact`
-MAX_STEPS = 50_000  # statements run and ops placed while a model is elaborated; sharing keeps real ones below 1000
+MAX_STEPS = 30_000  # statements run and ops placed while a model is elaborated; sharing keeps real ones below 1000
 MAX_NODES = 1_000_000  # primitive ops of an elaborated model, spelled out
