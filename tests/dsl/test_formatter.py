@@ -113,7 +113,6 @@ def test_fixture_is_formatted_as_expected(path: Path) -> None:
         assert spec_values(once, parsed=True) == spec_values(text, parsed=True)
 
 
-@pytest.mark.xfail(reason="mix.lark: `#` in _CONTINUED and _NEWLINE may be cut short in front of `|>`", strict=False)
 def test_comment_that_holds_a_pipe_stays_a_comment() -> None:
     text = "block b(x):\n    y = x\n    # |> gelu\n    return y\n"
     assert format_blocks(Source("a.mix", text)) == text
