@@ -318,7 +318,9 @@ def _plain_or_quoted(node: YamlScalar, text: str, template: str) -> str:
     """A scalar without quotes if it reads the same at its place, else in double quotes."""
     if not isinstance(node.value, str):
         return text
-    return text if text.isprintable() and _reads_plain(template, text) else _quoted(text)
+    # A backslash reads the same without quotes, but not in every place it may be moved to.
+    plain = text.isprintable() and "\\" not in text and _reads_plain(template, text)
+    return text if plain else _quoted(text)
 
 
 @lru_cache(maxsize=4096)
