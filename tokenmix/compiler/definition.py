@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from tokenmix.blocks.op import KINDS, Op
 from tokenmix.compiler.bind import default_value, hyperparameters, is_word, match_arguments, takes
 from tokenmix.dsl import syntax
-from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
+from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note, nearest
 from tokenmix.dsl.expressions import FUNCTIONS, TYPES, listed
 from tokenmix.dsl.source import Span
 
@@ -60,13 +60,15 @@ class Definition:
         taken = set(self.modules)
         calls = [c for c in calls_in(self.block.body) if c.callee not in self.modules and c.callee not in FUNCTIONS]
         taken |= {c.label for c in calls if c.label}
+        last: dict[str, int] = {}
         for call in calls:
             label = call.label
             if not label:
-                label, number = call.callee, 1
+                label, number = call.callee, last.get(call.callee, 1)
                 while label in taken:
                     number += 1
                     label = f"{call.callee}_{number}"
+                last[call.callee] = number
             taken.add(label)
             self.labels[id(call)] = label
         self._check_labels(self.block.body, {})
@@ -174,6 +176,8 @@ class _Checker:
         self._check_types()
         self.known = {*self.defined, *DIMENSIONS, "_"}
         self._body(block.body)
+        if self._enough:
+            return
         self._unused()
         if not block.body or not _returns(block.body[-1]):
             self._add(
@@ -182,6 +186,10 @@ class _Checker:
                 block.body[-1].span if block.body else block.span,
                 help="the last line hands back the result: `return x`",
             )
+
+    @property
+    def _enough(self) -> bool:
+        return len(self.findings) >= MAX_FINDINGS
 
     def _add(self, id: str, message: str, span: Span | None, **details) -> None:
         self.findings.append(Finding(id, message, span, **details))
@@ -224,6 +232,8 @@ class _Checker:
     def _body(self, body: Iterable[syntax.Statement]) -> None:
         body = list(body)
         for i, statement in enumerate(body):
+            if self._enough:
+                return
             if isinstance(statement, syntax.Return) and i < len(body) - 1:
                 self._add(
                     "TM1405",
@@ -337,7 +347,7 @@ class _Checker:
 
     def _use(self, name: syntax.Name) -> None:
         self.used.add(name.name)
-        if name.name not in self.known:
+        if name.name not in self.known and not self._enough:
             near = nearest(name.name, self.known - {"_"})
             help = f"did you mean `{near[0]}`?" if near else f"known here: {listed(sorted(self.known - {'_'}))}"
             self.used |= set(near)  # what is meant is not unused
@@ -357,6 +367,8 @@ class _Checker:
             )  # fmt: skip
 
     def _call(self, call: syntax.Call, *, piped: bool) -> None:
+        if self._enough:
+            return
         modules = self.definition.modules
         target = self.library.find(call.callee)
         if target is None or target.signature.inputs:
@@ -480,6 +492,8 @@ class _Checker:
 
     def _unused(self) -> None:
         for name, span in self.defined.items():
+            if self._enough:
+                return
             if name not in self.used and name != self._first_input():
                 what = "hyperparameter" if any(p.name == name for p in self.definition.signature.parameters) else "name"
                 if what == "name" and self.lost:

@@ -21,7 +21,7 @@ from tokenmix.compiler.definition import DIMENSIONS, LETTERS, Definition
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
 from tokenmix.dsl import syntax
-from tokenmix.dsl.diagnostics import Finding, Mistake, Note
+from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note
 from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, coerce, describe
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_LOOP, MAX_NESTING, MAX_NODES, MAX_STEPS
 from tokenmix.dsl.source import Span
@@ -259,7 +259,9 @@ class Elaborator:
             notes.append(Note(f"in {self.site}, {path}" if self.site else f"in {path}", site))
         notes = [replace(n, span=None) if n.span == span else n for n in notes]
         key = (finding.id, inner, span)
-        if key not in self._noted:  # a loop, or several stages, meet the same line again
+        if (
+            key not in self._noted and len(self._noted) < MAX_FINDINGS
+        ):  # a loop, or several stages, meet the same line again
             self._noted.add(key)
             self.findings.append(
                 replace(finding, span=span, notes=tuple(notes), label=finding.label if span == inner else "")
@@ -300,7 +302,7 @@ def _outputs(op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> t
     except (Mistake, ArithmeticError):
         return None
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return outputs if all(isinstance(d, int) and d > 0 for t in outputs for d in t.dims) else None
+    return outputs if outputs and all(isinstance(d, int) and d > 0 for t in outputs for d in t.dims) else None
 
 
 def _short(text: str) -> str:

@@ -118,6 +118,11 @@ class Library:
         """Whether a block that could not be read may have that name: then its absence is no finding of its own."""
         return name in self._unread or self._incomplete
 
+    @property
+    def plain(self) -> bool:
+        """Whether it holds what comes with tokenmix and nothing else."""
+        return not (self._own or self._unread or self._incomplete)
+
     def own(self) -> list[Definition]:
         """Blocks that do not come with tokenmix."""
         return list(self._own.values())

@@ -201,10 +201,10 @@ _SHARED: list[Elaborator] = []
 
 def _elaborator(library: Library) -> Elaborator:
     """Specs without blocks of their own share every elaborated block."""
-    if library.own():
+    if not library.plain:
         return Elaborator(library)
     if not _SHARED:
-        _SHARED.append(Elaborator(library))
+        _SHARED.append(Elaborator(Library()))
     return _SHARED[0]
 
 

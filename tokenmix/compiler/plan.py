@@ -19,7 +19,7 @@ from tokenmix.compiler.library import Library
 from tokenmix.compiler.spec import ParameterDecl, Spec, parse_scalar
 from tokenmix.compiler.spec_reader import corrected
 from tokenmix.dsl import syntax
-from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
+from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note, nearest
 from tokenmix.dsl.expressions import Evaluator, RampRate, coerce, describe, listed, names_in
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_LIST, MAX_LOOP, MAX_STAGES
 from tokenmix.dsl.parser import parse_loop
@@ -93,7 +93,8 @@ def make_draft(spec: Spec, overrides: Mapping[str, Any], findings: list[Finding]
     library = spec.library()
     findings += library.findings
     for definition in library.own():
-        findings += definition.findings(library)
+        if len(findings) < 2 * MAX_FINDINGS:
+            findings += definition.findings(library)
     endless = circles(library)
     findings += endless
     return _Planner(spec, library, findings, whole=not endless).plan(overrides)
@@ -258,7 +259,7 @@ class _Planner:
                 )
                 continue
             text = value if isinstance(value, str) else _as_text(value)
-            outer = Source(SETTINGS, f"{name}={value!r:.60}" if text is None else f"{name}={text}")
+            outer = Source(SETTINGS, f"{name}=<{type(value).__name__}>" if text is None else f"{name}={text}")
             span = outer.span(len(name) + 1, len(outer.text))
             if text is None:
                 what = type(value).__name__

@@ -43,8 +43,8 @@ def read_spec(path: Path, findings: list[Finding]) -> Spec | None:
         return None
     source, root = chain[0]
     spec = Spec(source.folder.joinpath(source.name).stem, source, root, complete=complete)
-    shipped = {os.path.realpath(p.parent) for p in shipped_specs().values()}
-    if any(os.path.realpath(s.folder) not in shipped for s, _ in chain):
+    shipped = {_real(p.parent) for p in shipped_specs().values()}
+    if any(_real(s.folder) not in shipped for s, _ in chain):
         spec.folder = source.folder
     for text, base in reversed(chain):
         _Reader(spec, text, findings).fold(base, own=base is root)
@@ -58,7 +58,7 @@ def _chain(path: Path, findings: list[Finding]) -> tuple[list[tuple[Source, Yaml
     seen: set[str] = set()
     link: Span | None = None
     while True:
-        place = os.path.realpath(path)
+        place = _real(path)
         if place in seen:
             circle = " -> ".join([*(Path(s.name).stem for s, _ in chain), path.stem])
             findings.append(
@@ -101,6 +101,14 @@ def _chain(path: Path, findings: list[Finding]) -> tuple[list[tuple[Source, Yaml
         if found is None:
             return chain, False
         path, link = found, base.span
+
+
+def _real(path: Path | str) -> str:
+    """The path with links followed, also where it leads nowhere."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
 
 
 # Documents without findings, by name and text: many variants extend one family.
@@ -146,10 +154,8 @@ def _find_base(name: YamlScalar, source: Source, findings: list[Finding]) -> Pat
         return None
     beside = source.folder / f"{text}.yaml"
     shipped = shipped_specs().get(text)
-    itself = os.path.realpath(beside) == os.path.realpath(source.name)
-    if os.path.lexists(beside) and not (
-        itself and shipped is not None and os.path.realpath(shipped) != os.path.realpath(beside)
-    ):
+    itself = _real(beside) == _real(source.name)
+    if os.path.lexists(beside) and not (itself and shipped is not None and _real(shipped) != _real(beside)):
         return beside
     if shipped is not None:
         return shipped

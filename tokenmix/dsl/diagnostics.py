@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from tokenmix.dsl.source import Span
 
-__all__ = ["CATALOGUE", "Finding", "FindingsError", "Mistake", "Note", "nearest", "render", "sort_findings"]
+__all__ = [
+    "CATALOGUE",
+    "MAX_FINDINGS",
+    "Finding",
+    "FindingsError",
+    "Mistake",
+    "Note",
+    "nearest",
+    "render",
+    "sort_findings",
+]
 
 # Identifier -> (slug, what it says in one line). Identifiers are never reused.
 CATALOGUE: dict[str, tuple[str, str]] = {
@@ -56,6 +66,8 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "TM1701": ("would-overwrite", "the output file was not written by tokenmix"),
     "TM1702": ("not-emittable", "the definition cannot be printed as one class"),
 }
+
+MAX_FINDINGS = 100  # of one block definition; what is wrong beyond them shows when some are mended
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,8 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     known = list(known)
     if len(word) > 60:
         return []
+    if len(known) > 300:
+        known = [k for k in known if k[:1] == word[:1]][:300]
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     return near or [k for k in known if k.lower() == word.lower() or _swapped(k, word)]
 
@@ -168,7 +182,7 @@ def _as_text(finding: Finding) -> str:
         line, column = span.position
         text = span.source.line(line)
         gutter = " " * len(str(line))
-        lines.append(f"{gutter}--> {span}")
+        lines.append(f"{gutter}--> {_plain(str(span))}")
         if text.strip():
             width = max(1, min(span.end - span.start, len(text) - column + 1))
             shown, pointer = _clip(text, column - 1, width)
@@ -182,7 +196,7 @@ def _as_text(finding: Finding) -> str:
             if finding.notes or finding.help:
                 lines.append(f"{gutter} |")
     for note in finding.notes:
-        where = f" ({note.span})" if note.span else ""
+        where = f" ({_plain(str(note.span))})" if note.span else ""
         lines.append(f"{gutter} = {_plain(note.message)}{where}")
     if finding.help:
         lines.append(f"{gutter} = help: {_plain(finding.help)}")
@@ -247,10 +261,10 @@ def _as_github(finding: Finding) -> str:
     def escaped(text: str) -> str:
         return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
-    text = finding.message + (f"\n{finding.help}" if finding.help else "")
+    text = _plain(finding.message) + (f"\n{_plain(finding.help)}" if finding.help else "")
     title = f"{finding.id} {finding.slug}"
     if finding.span is None:
         return f"::error title={title}::{escaped(text)}"
     line, column = finding.span.position
-    name = escaped(finding.span.source.name).replace(":", "%3A").replace(",", "%2C")
+    name = escaped(_plain(finding.span.source.name)).replace(":", "%3A").replace(",", "%2C")
     return f"::error file={name},line={line},col={column},title={title}::{escaped(text)}"

@@ -11,8 +11,11 @@ from tokenmix.dsl.source import Source
 
 __all__ = ["read_text"]
 
-# Control characters, the line breaks that only some programs know, and marks that change the order of what is shown.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
+# Control characters, line breaks that only some programs know, marks that change the order of what is shown, and (as
+# surrogates) bytes that are not UTF-8.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 
 
 def read_text(path: Path | str, findings: list[Finding]) -> Source | None:
@@ -35,31 +38,21 @@ def read_text(path: Path | str, findings: list[Finding]) -> Source | None:
     except (OSError, ValueError) as error:  # ValueError: the path holds a null byte
         refuse("TM1001", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = data[error.start]
-        binary = b"\0" in data
-        text = data[: error.start].decode("utf-8-sig") + (data[error.start :].decode("latin-1"))
-        refuse(
-            "TM1002",
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{byte:02x}",
-            "this looks like a binary file; a spec is a text"
-            if binary
-            else f"save the file as UTF-8; in Latin-1 the byte would be `{bytes([byte]).decode('latin-1')}`",
-            re.sub(r"[^\n]", " ", text) if binary else text,
-            len(data[: error.start].decode("utf-8-sig")),
-        )
-        return None
-    unseen = _UNSEEN.search(text)
-    if unseen is not None:
-        refuse(
-            "TM1002",
-            f"{path} holds the character U+{ord(unseen.group()):04X}, which no spec needs and no editor shows",
-            "this looks like a binary file; a spec is a text" if unseen.group() == "\0" else "take it out",
-            re.sub(r"[^\n]", " ", text) if unseen.group() == "\0" else text,
-            unseen.start(),
-        )
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    bad = _UNSEEN.search(text)
+    if bad is not None:
+        character, binary = bad.group(), "\0" in text
+        undecoded = "\udc80" <= character <= "\udcff"
+        if undecoded:
+            message = f"{path} is not UTF-8 text: it holds the byte 0x{ord(character) - 0xDC00:02x}"
+            help = f"save the file as UTF-8; in Latin-1 the byte would be `{chr(ord(character) - 0xDC00)}`"
+        else:
+            message = f"{path} holds the character U+{ord(character):04X}, which no spec needs and no editor shows"
+            help = "take it out"
+        if binary:
+            help = "this looks like a binary file; a spec is a text"
+        shown = re.sub("[\ud800-\udfff]", lambda m: chr(ord(m.group()) - 0xDC00), text)
+        refuse("TM1002", message, help, re.sub(r"[^\n]", " ", text) if binary else shown, bad.start())
         return None
     if not text.strip():
         begins = "`block name(x):`" if path.suffix == ".mix" else "`tokenmix: 1` and `name: ...`"

@@ -24,7 +24,9 @@ class Source:
 
     def span(self, start: int, end: int) -> Span:
         """The characters from `start` up to `end` of this text."""
-        return Span(self, start, max(end, start))
+        length = len(self.text)
+        start = min(start, length)
+        return Span(self, start, min(max(end, start), length))
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column of a character, both counted from 1."""

@@ -307,7 +307,7 @@ class _Reader:
         count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.SequenceEndEvent):
-                span = self._source.span(event.start_mark.index, self._span(inner).end)
+                span = span.source.span(span.start, self._span(inner).end)
                 break
             node, size = self._node(inner, depth + 1)
             if node.span.start < cut:
@@ -325,7 +325,7 @@ class _Reader:
         count, cut = 1, 0
         for inner in self._events:
             if isinstance(inner, yaml.MappingEndEvent):
-                span = self._source.span(event.start_mark.index, self._span(inner).end)
+                span = span.source.span(span.start, self._span(inner).end)
                 break
             key, _ = self._node(inner, depth + 1)
             if not isinstance(key, YamlScalar):
