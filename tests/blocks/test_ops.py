@@ -19,11 +19,14 @@ X = (6, 5, 7)
 EXAMPLES = {
     "add": ("x + x", 0, {"elementwise": 210}),
     "attention": ("attention(x, x, x; heads = 2)", 0, {"macs_attention": 2 * 35 * 35 * 6, "softmax": 2 * 35 * 35}),
+    "attention_scores": ("s", 0, {"macs_attention": 35 * 35 * 6}),
     "avg_pool": ("x |> avg_pool(3, stride = 2, padding = 1)", 0, {"pool": 210}),
     "axial_sample": ("axial_sample(x, x |> linear(3); axis = width)", 0, {"macs_sampling": 420}),
     "batch_norm": ("x |> batch_norm", 12, {"batch_norm": 210}),
+    "channel_mean": ("x - channel_mean(x)", 0, {"elementwise": 210}),
     "concat": ("concat(x, x |> relu)", 0, {}),
     # Output 8 x 3 x 4; each element reads 3 channels (groups = 2) of a 3x3 window.
+    "concat_tokens": ("concat_tokens(parameter(C), x |> to_tokens, x |> mean) |> token(36)", 0, {}),
     "conv": ("x |> conv(8, 3, stride = 2, groups = 2)", 8 * 3 * 9 + 8, {"macs_conv": 96 * 27, "bias_conv": 96}),
     "crop": ("x |> crop(4, 3)", 0, {}),
     "drop_path": ("x |> drop_path(0.5)", 0, {}),
@@ -31,6 +34,7 @@ EXAMPLES = {
     "gelu": ("x |> gelu", 0, {"gelu": 210}),
     "global_avg_pool": ("x |> global_avg_pool", 0, {"adaptive_pool": 210}),
     "group_norm": ("x |> group_norm(3)", 12, {"group_norm": 210}),
+    "head_mixing": ("s", 9 + 3, {"macs_conv": 35 * 35 * 9, "bias_conv": 35 * 35 * 3}),
     "layer_norm": ("x |> layer_norm", 12, {"layer_norm": 210}),
     "linear": ("x |> linear(4)", 28, {"macs_linear": 35 * 24, "bias_linear": 140}),
     "max_pool": ("x |> max_pool(2, 2)", 0, {"pool": 210}),
@@ -47,7 +51,12 @@ EXAMPLES = {
     "silu": ("x |> silu", 0, {"activation": 210}),
     "softmax": ("x |> softmax", 0, {"softmax": 210}),
     "split": ("concat(a, b)", 0, {}),
+    "split_tokens": ("concat_tokens(b, a)", 0, {}),
     "sub": ("x - (x |> relu)", 0, {"elementwise": 210}),
+    "to_map": ("x |> to_tokens |> gelu |> to_map(H, W)", 0, {}),
+    "to_tokens": ("x |> to_tokens |> gelu", 0, {}),
+    "token": ("x |> to_tokens |> token(34)", 0, {}),
+    "weighted_sum": ("s |> softmax |> weighted_sum(x;)", 0, {"macs_attention": 35 * 35 * 6}),
     # Padded to 6 x 8: 12 windows of 4 tokens; table (2 * 2 - 1)**2 x 3.
     "window_attention": (
         "y",
@@ -56,6 +65,10 @@ EXAMPLES = {
     ),
 }
 BEFORE = {
+    "attention_scores": "    s = attention_scores(x, x; heads = 3) |> softmax |> weighted_sum(x;)\n",
+    "head_mixing": "    s = attention_scores(x, x; heads = 3) |> head_mixing(3) |> weighted_sum(x;)\n",
+    "split_tokens": "    a, b = x |> to_tokens |> split_tokens(4)\n",
+    "weighted_sum": "    s = attention_scores(x, x; heads = 2)\n",
     "split": "    a, b = x |> split(2, interleaved = true)\n",
     "window_attention": "    y = x |> pad_to(2)\n"
     "    y = window_attention(y, y, y; heads = 3, window = 2, bias = relative)\n",

@@ -28,6 +28,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "vector": ("C",),  # one number per channel and image
     "weight": ("C",),  # a learnable number per channel, the same for every image
     "scores": ("h", "N", "M"),  # one number per head, query and key
+    "window_scores": ("n", "h", "N", "M"),  # the same in every window
+    "order": ("N",),  # positions of tokens, first to last
 }
 
 

@@ -89,6 +89,19 @@ _FREE = frozenset(
         "detach",
         "clone",
         "type_as",
+        "tensor_split",
+        "roll",
+        "sort",
+        "argsort",
+        "scatter",
+        "index",
+        "index_select",
+        "im2col",
+        "col2im",
+        "masked_fill",
+        "hardtanh",
+        "relu6",
+        "where",
     ]
 )
 

@@ -6,16 +6,20 @@ class Attention(Op):
     """Softmax attention of every token to every token of another value: softmax(q k^T * d**-0.5) v per head.
 
     Channels split evenly over the heads, d = C / heads. Keys and values may have other tokens than the queries; the
-    result has the queries' tokens and the values' channels. Maps are read row by row.
+    result has the queries' tokens and the values' channels. Maps are read row by row. Windows attend each to itself.
     Source: Attention is All You Need (Vaswani et al. 2017), equation 1.
     """
 
-    signature_text = "attention(q: map | tokens, k: map | tokens, v: map | tokens; heads: int)"
-    helpers = ("attention",)
+    signature_text = (
+        "attention(q: map | tokens | windows, k: map | tokens | windows, v: map | tokens | windows; heads: int)"
+    )
+    helpers = ("attention", "windowed_attention")
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> None:
         if heads < 1:
             raise self.mistake(f"heads is at least 1, got {heads}")
+        if len({x.n if x.kind == "windows" else None for x in (q, k, v)}) > 1:
+            raise self.mistake(f"q, k and v are not cut into the same windows: {q}, {k} and {v}", "TM1402")
         if q.C != k.C:
             raise self.mistake(f"queries have {q.C} channels and keys {k.C}", "TM1402")
         if k.N != v.N:
@@ -29,10 +33,12 @@ class Attention(Op):
 
     def cost(self, inputs, outputs, *, heads):
         q, k, v = inputs
-        return Tally(macs_attention=q.N * k.N * (q.C + v.C), softmax=heads * q.N * k.N)
+        pairs = q.N * k.N * (q.n if q.kind == "windows" else 1)
+        return Tally(macs_attention=pairs * (q.C + v.C), softmax=heads * pairs)
 
     def forward(self, q, k, v, *, inputs, heads):
-        return f"attention({q}, {k}, {v}, {heads})"
+        name = "windowed_attention" if inputs[0].kind == "windows" else "attention"
+        return f"{name}({q}, {k}, {v}, {heads})"
 
 
 op = Attention()

@@ -6,7 +6,7 @@ class Softmax(Op):
     """Softmax across several values of one shape: position by position, the results add up to one.
 
     `a, b, c = softmax(a, b, c)` turns branch scores into branch weights. One value alone is
-    normalised over its channels.
+    normalised over its channels, attention scores over their keys.
     """
 
     signature_text = "softmax(branches...)"

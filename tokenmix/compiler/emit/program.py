@@ -333,6 +333,9 @@ class _Program:
         if "Pointwise" in used and pointwise != linear:  # it is a kind of nn.Linear and would be taken for one
             branches.append(("isinstance(module, Pointwise)", pointwise))
         branches.append(("isinstance(module, nn.Linear)", linear))
+        if "HeadMixing" in used:
+            mixing = self._draw(rules["pointwise"], "weight", "in_channels", "out_channels")
+            branches.append(("isinstance(module, HeadMixing)", mixing))
         if "Conv2d" in used:
             conv = self._draw(rules["conv"], "weight", "in_channels", "out_channels")
             branches.append(("isinstance(module, Conv2d)", conv))
