@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmix.blocks.op import KINDS, Tensor
+from tokenmix.compiler.bind import default_value
 from tokenmix.compiler.definition import Definition
-from tokenmix.compiler.elaborate import Elaborator, default_value
+from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.expressions import Arm, ExpressionWriter, Module, Several, Value, either, negated
 from tokenmix.compiler.emit.formulas import Formula, Leaf, comment, hint_of, is_symbolic, leaves_of, symbol
 from tokenmix.compiler.emit.text import WIDTH, docstring, literal, paragraphs, quoted, range_text

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tokenmix.blocks.broadcast import bracketed
 from tokenmix.blocks.op import Op, Tensor
 from tokenmix.blocks.ops import find_op
-from tokenmix.compiler.bind import bind, hyperparameters, is_word, match_arguments
+from tokenmix.compiler.bind import bind, default_value, hyperparameters, is_word, match_arguments
 from tokenmix.compiler.definition import Definition
-from tokenmix.compiler.elaborate import default_value
 from tokenmix.compiler.emit.formulas import (
     LEVEL,
     Formula,
@@ -245,13 +244,7 @@ class ExpressionWriter(Evaluator):
             return super().function(expr, values)
         name = expr.callee
         if name in ("floor", "ceil") and isinstance(values[0], Formula):
-            if name == "floor":
-                return Formula.of(symbol("{}", values[0], level=values[0].level), values[0].hint)
-            return (
-                -(-values[0] // 1)
-                if values[0]._is_whole()
-                else Formula.of(symbol("-(-{})", values[0], level=LEVEL["sign"], inner=LEVEL["sign"]))
-            )
+            return values[0].floor() if name == "floor" else values[0].ceil()
         template = (
             ("math." if name in ("floor", "ceil", "sqrt") else "") + name + "(" + ", ".join(["{}"] * len(values)) + ")"
         )
