@@ -12,20 +12,8 @@ from typing import Any
 import yaml
 
 from tokenmix.dsl.diagnostics import Finding, FindingsError, Mistake
-from tokenmix.dsl.formatter import (
-    LINE_WIDTH,
-    Comment,
-    Group,
-    Line,
-    Piece,
-    arrange,
-    attach,
-    comment_at,
-    format_blocks,
-    format_expression,
-    format_loop,
-    joined,
-)
+from tokenmix.dsl.formatter import format_blocks, format_expression, format_loop
+from tokenmix.dsl.layout import LINE_WIDTH, Comment, Group, Line, Piece, arrange, attach, comment_at, joined
 from tokenmix.dsl.parser import parse_expression, parse_loop
 from tokenmix.dsl.source import Source
 from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
