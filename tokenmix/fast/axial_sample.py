@@ -1,0 +1,151 @@
+"""Axial sampling as a torch custom op: C++ on the CPU where it was built, Triton on CUDA, else the reference.
+
+The op is `torch.ops.tokenmix.axial_sample`: it traces under `torch.compile(fullgraph=True)` with dynamic sizes and
+under `torch.export`, and its gradients are an op as well.
+Source: Active Token Mixer (Wei et al. 2023), section 3.2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from tokenmix.blocks.kernels.axial_sample import axial_sample as reference
+from tokenmix.fast.native import library, missing
+
+__all__ = ["axial_sample", "reference", "status"]
+
+_NATIVE = library()
+_TRITON = importlib.util.find_spec("triton") is not None
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def status() -> dict[str, tuple[str, str]]:
+    """Device -> (which implementation runs there, why not a faster one)."""
+    return {
+        "cpu": ("C++", "") if _NATIVE else ("gather arithmetic", missing()),
+        "cuda": ("Triton", "") if _TRITON else ("gather arithmetic", "triton is not installed"),
+    }
+
+
+@torch.library.custom_op("tokenmix::axial_sample", mutates_args=())
+def _sample(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
+    """The reference, on devices without a kernel of their own."""
+    return reference(x, offsets, axis).contiguous()
+
+
+@torch.library.custom_op("tokenmix::axial_sample_backward", mutates_args=())
+def _sample_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        a, b = x.detach().requires_grad_(), offsets.detach().requires_grad_()
+        grads = torch.autograd.grad(reference(a, b, axis), (a, b), grad)
+    return grads[0].contiguous(), grads[1].contiguous()
+
+
+@_sample.register_fake
+def _(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_sample_backward.register_fake
+def _(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), offsets.new_empty(offsets.shape)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, offsets, ctx.axis = inputs
+    ctx.save_for_backward(x, offsets)
+
+
+def _grads(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, offsets = ctx.saved_tensors
+    return (*_sample_backward(grad, x, offsets, ctx.axis), None)
+
+
+_sample.register_autograd(_grads, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.tokenmix.axial_sample)
+def _flops(x_shape, offsets_shape, axis, *args, out_shape=None, **kwargs) -> int:
+    """torch counts two FLOPs per multiply-add; a sample is two multiply-adds."""
+    batch, height, width, channels = x_shape
+    return 4 * batch * height * width * channels
+
+
+# C++
+
+
+def _exact(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 where one of the values has it, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _sizes(x: Tensor, offsets: Tensor, axis: str) -> list:
+    B, H, W, C = x.shape
+    numbers = [ctypes.c_int64(n) for n in (B, H, W, C, offsets.shape[-1], offsets.stride(2))]
+    return [*numbers, int(axis == "width"), torch.get_num_threads()]
+
+
+def _rows(offsets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Offsets as the C++ code reads them: positions one after the other at one stride, so that halves need no copy."""
+    offsets = offsets.to(dtype)
+    _, H, W, G = offsets.shape
+    step = offsets.stride(2)
+    dense = offsets.stride(3) == 1 and step >= G and offsets.stride()[:2] == (H * W * step, W * step)
+    return offsets if dense else offsets.contiguous()
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+
+
+def _native_forward(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
+    assert _NATIVE is not None
+    dtype = _exact(x, offsets)
+    a, b = x.to(dtype).contiguous(), _rows(offsets, dtype)
+    y = torch.empty_like(a)
+    if y.numel():
+        run = getattr(_NATIVE, f"axial_sample_forward_{_DTYPES[dtype]}")
+        run(*_pointers(a, b, y), *_sizes(a, b, axis))
+    return y.to(x.dtype)
+
+
+def _native_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    assert _NATIVE is not None
+    dtype = _exact(x, offsets)
+    a, b, g = x.to(dtype).contiguous(), _rows(offsets, dtype), grad.to(dtype).contiguous()
+    grad_x, grad_offsets = torch.empty_like(a), torch.empty(offsets.shape, dtype=dtype)
+    if g.numel():
+        run = getattr(_NATIVE, f"axial_sample_backward_{_DTYPES[dtype]}")
+        run(*_pointers(a, b, g, grad_x, grad_offsets), *_sizes(a, b, axis))
+    return grad_x.to(x.dtype), grad_offsets.to(offsets.dtype)
+
+
+# What runs where, settled once
+
+
+if _NATIVE is not None:
+    _sample.register_kernel("cpu")(_native_forward)
+    _sample_backward.register_kernel("cpu")(_native_backward)
+
+if _TRITON:
+
+    @_sample.register_kernel("cuda")
+    def _(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
+        from tokenmix.fast import axial_sample_triton
+
+        return axial_sample_triton.forward(x, offsets, axis)
+
+    @_sample_backward.register_kernel("cuda")
+    def _(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+        from tokenmix.fast import axial_sample_triton
+
+        return axial_sample_triton.backward(grad, x, offsets, axis)
+
+
+# Where no device has a kernel, the reference itself: autograd goes through it without computing it a second time.
+axial_sample = _sample if _NATIVE is not None or (_TRITON and torch.cuda.is_available()) else reference
