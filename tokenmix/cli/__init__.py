@@ -19,9 +19,14 @@ EXIT_FINE, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERNAL = 0, 1, 2, 3
 COMMANDS = {
     "build": "compile a spec, write its PyTorch source, and run one image through the module",
     "flops": "parameters and FLOPs of specs, exactly, beside the figures in the papers",
+    "table": "the tables of a paper as reproduced, printed figures beside computed ones",
+    "weights": "what a checkpoint holds; checkpoints of others rewritten for a spec's module",
     "check": "everything that is wrong with specs",
     "show": "a spec as resolved, or the definition of a block or op",
     "list": "the specs, blocks and ops there are",
+    "bench": "speed of specs beside their references, other models and the machine's limit",
+    "profile": "where a pass spends its time, block by block",
+    "doctor": "what runs fast on this machine, what does not, and why",
     "fmt": "print specs and block files in canonical form",
 }
 
@@ -77,6 +82,10 @@ def _report(error: Exception) -> int:
     if isinstance(error, ImportError) and type(error).__name__ == "MissingTorch":
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    # Weights that do not fit are an answer, as findings are; a file that cannot be read is not what was meant.
+    if any(base.__name__ == "WeightsError" for base in type(error).__mro__):
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if type(error).__name__ == "CheckpointError" else EXIT_FINDINGS
     import tempfile
     import traceback
 

@@ -1,0 +1,140 @@
+"""`tokenmix bench`, `profile` and `doctor`: what they report, not how fast anything is."""
+
+import json
+
+import pytest
+import torch
+
+from tokenmix.cli import main
+from tokenmix.runtime.bench import Setting, gemm_rate, interleaved, opponent, peak_bytes
+
+SPEC = """\
+tokenmix: 1
+name: small
+input: [3, 32, 32]
+stem: conv(out=8, kernel=4, stride=4, padding=0)
+stages:
+  - {blocks: mlp(expand=2), repeat: 2}
+head: norm_mean_head(classes=4)
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SPEC)
+    return str(path)
+
+
+def test_bench_reports_every_contestant(spec, tmp_path, capsys):
+    rival = tmp_path / "rival.py"
+    rival.write_text(
+        "from torch import nn\n\n\nclass Rival(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(3072, 4))\n"
+    )
+    arguments = [spec, "--batch", "1,2", "--rounds", "3", "--format", "json"]
+    assert main(["bench", *arguments, "--against", "reference", "--against", f"{rival}:Rival"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(r["model"], r["batch"]) for r in rows] == [
+        (name, batch) for batch in (1, 2) for name in ("small", "reference", f"{rival}:Rival")
+    ]
+    assert all(len(r["times_ms"]) == 3 and r["peak_bytes"] > 0 and r["images_per_second"] > 0 for r in rows)
+    assert rows[3]["macs"] == 2 * rows[0]["macs"] and "macs" not in rows[2]
+    assert rows[0]["times_as_fast"] == 1.0
+
+
+@pytest.mark.parametrize("extra", [["--train"], ["--dtype", "bfloat16"], ["--size", "32x64"]])
+def test_bench_runs_every_kind_of_pass(spec, extra, capsys):
+    assert main(["bench", spec, "--rounds", "1", *extra]) == 0
+    out = capsys.readouterr().out
+    assert "small" in out and ("training step" in out) == ("--train" in extra)
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("timm:no_such_model", "timm"),
+        ("nothing", '"reference", "timm:NAME" or "FILE.py:CLASS"'),
+        ("missing.py:Model", "there is no file missing.py"),
+    ],
+)
+def test_an_opponent_that_does_not_exist_is_refused(spec, against, message, capsys):
+    assert main(["bench", spec, "--against", against, "--rounds", "1"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bench_tells_what_is_wrong_with_a_spec(tmp_path, capsys):
+    path = tmp_path / "bad.yaml"
+    path.write_text(SPEC.replace("expand=2", "expnad=2"))
+    assert main(["bench", str(path)]) == 1
+    assert "expnad" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told(spec, capsys):
+    assert main(["bench", spec, "--device", "cuda"]) == 2
+    assert main(["profile", spec, "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_profile_names_blocks_as_the_graph_does_and_writes_a_trace(spec, tmp_path, capsys):
+    assert main(["profile", spec, "--rounds", "1", "--format", "json"]) == 0
+    blocks = json.loads(capsys.readouterr().out)["blocks"]
+    assert [b["name"] for b in blocks] == ["stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"]
+    assert blocks[1]["macs"] == 2 * 64 * 8 * 16 and all(b["seconds"] > 0 for b in blocks)
+    assert main(["profile", spec, "--rounds", "1", "--tensorboard", str(tmp_path / "traces")]) == 0
+    assert "total" in capsys.readouterr().out
+    assert list((tmp_path / "traces").glob("*.pt.trace.json"))
+
+
+def test_doctor_names_every_fast_kernel(capsys):
+    assert main(["doctor", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {(k["kernel"], k["device"]) for k in report["kernels"]} == {
+        ("axial_sample", "cpu"),
+        ("axial_sample", "cuda"),
+    }
+    assert all(k["runs"] for k in report["kernels"]) and report["machine"]["torch"] == torch.__version__
+    assert main(["doctor"]) == 0 and "why not faster" in capsys.readouterr().out
+
+
+def test_doctor_tells_why_kernels_cannot_be_built(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert main(["doctor", "--build-kernels"]) == 1
+    assert "false failed" in capsys.readouterr().out
+
+
+def test_peak_memory_is_what_lives_at_once():
+    x = torch.zeros(1000)
+
+    def chain():
+        a = x
+        for _ in range(10):
+            a = a + 1  # the one before is still held while the next is made
+        return a
+
+    assert peak_bytes(chain, "cpu") == 2 * 4000
+    assert peak_bytes(lambda: x.view(10, 100).t(), "cpu") == 0
+
+
+def test_calls_take_turns():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = interleaved(calls, 2, warm_up=1)
+    assert order == ["b", "a", "a", "b", "b", "a"] and {k: len(v) for k, v in times.items()} == {"a": 2, "b": 2}
+    assert gemm_rate("cpu", "float32", side=64, rounds=1) > 0
+
+
+def test_reference_kernels_give_the_same_result(spec):
+    import tokenmix
+
+    model = tokenmix.load("atmnet_xt", depths=[2, 2, 2, 2])
+    fast, plain = tokenmix.build(model).eval(), opponent("reference", model).eval()
+    plain.load_state_dict(fast.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(images), plain(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="kernels is"):
+        tokenmix.build(model, kernels="quick")
+    assert Setting(1, (32, 32)).device == "cpu"

@@ -1,0 +1,270 @@
+"""Speed of modules: interleaved runs, peak memory, and what the processor could do at best in the same minute."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from tokenmix.runtime.module import build
+
+if TYPE_CHECKING:
+    from tokenmix.compiler.model import Model
+
+__all__ = [
+    "DTYPES",
+    "Setting",
+    "Timing",
+    "bench",
+    "copy_bandwidth",
+    "gemm_rate",
+    "interleaved",
+    "opponent",
+    "peak_bytes",
+    "threads",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How modules are run.
+
+    Attributes:
+        batch: images per pass.
+        size: (height, width).
+        dtype: of weights and images.
+        compiled: whether `torch.compile` is put around the modules.
+        train: a pass is forward and backward with fresh gradients; else forward in evaluation mode.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    device: str = "cpu"
+    dtype: str = "float32"
+    compiled: bool = False
+    train: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One module's passes.
+
+    Attributes:
+        seconds: of every timed pass, in the order run.
+        peak: bytes that tensors took beyond weights and images, at most.
+        macs: multiply-adds of one forward pass of the batch; 0 where nobody counted.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    peak: int
+    macs: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def rate(self, train: bool) -> float:
+        """Multiply-adds per second; a training pass is three forward ones (gradients of inputs and of weights)."""
+        return self.macs * (3 if train else 1) / self.median
+
+
+def bench(
+    model: Model,
+    setting: Setting,
+    against: Sequence[str] = (),
+    *,
+    rounds: int = 10,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Timing]:
+    """Time a spec's module and its opponents in turns, in one process.
+
+    Args:
+        against: "reference", "timm:NAME" or "FILE.py:CLASS"; see `opponent`.
+        rounds: timed passes of each, after two that are not.
+        progress: told in a word what is being done.
+    """
+    modules = {model.name: build(model)}
+    for name in against:
+        progress(f"building {name}")
+        modules[name] = opponent(name, model)
+    shape = (setting.batch, model.input_shape[0], *setting.size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(setting.device, DTYPES[setting.dtype])
+    calls = {name: _call(module, images, setting) for name, module in modules.items()}
+    peaks = {}
+    for name, call in calls.items():
+        progress(f"first pass of {name}")
+        call()  # compiles, and loads what is loaded once
+        peaks[name] = peak_bytes(call, setting.device)
+    times = interleaved(calls, rounds, device=setting.device, progress=progress)
+    macs = model.cost(setting.size)["mac"] * setting.batch
+    return [Timing(n, tuple(times[n]), peaks[n], macs if n in (model.name, "reference") else 0) for n in calls]
+
+
+def opponent(name: str, model: Model) -> nn.Module:
+    """What a spec's module is compared with.
+
+    Args:
+        name: "reference" for the spec on plain torch layers, "timm:NAME" for a model of timm, "FILE.py:CLASS" for a
+            class of the user's own file, called without arguments.
+
+    Raises:
+        ValueError: if there is no such opponent.
+    """
+    if name == "reference":
+        return build(model, kernels="reference")
+    kind, _, rest = name.partition(":")
+    if kind == "timm" and rest:
+        try:
+            import timm
+        except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
+            raise ValueError(f"{name} needs timm, which cannot be imported: {error}") from None
+        if rest not in timm.list_models():
+            raise ValueError(f"timm has no model {rest}")
+        return timm.create_model(rest)
+    file, colon, attribute = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        if not Path(file).is_file():
+            raise ValueError(f"there is no file {file}")
+        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, attribute):
+            raise ValueError(f"{file} defines no {attribute}")
+        return getattr(module, attribute)()
+    raise ValueError(f'an opponent is "reference", "timm:NAME" or "FILE.py:CLASS", not {name!r}')
+
+
+def _call(module: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
+    module = module.to(setting.device, DTYPES[setting.dtype]).train(setting.train)
+    run: Any = torch.compile(module) if setting.compiled else module
+
+    def evaluate() -> Tensor:
+        with torch.inference_mode():
+            return run(images)
+
+    def train() -> None:
+        module.zero_grad(set_to_none=True)
+        run(images).float().square().mean().backward()
+
+    return train if setting.train else evaluate
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    device: str = "cpu",
+    warm_up: int = 2,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Seconds of every call, once a round in turns, forwards then backwards, so that none always comes first."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-warm_up, rounds):
+        progress("warming up" if number < 0 else f"round {number + 1} of {rounds}")
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            gc.collect()
+            _wait(device)
+            start = time.perf_counter()
+            calls[name]()
+            _wait(device)
+            if number >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def gemm_rate(device: str, dtype: str, side: int = 2048, rounds: int = 5) -> float:
+    """Multiply-adds per second of a square matrix product: what can be hoped for."""
+    a = torch.randn(side, side).to(device, DTYPES[dtype])
+    times = interleaved({"gemm": lambda: a @ a}, rounds, device=device)["gemm"]
+    return side**3 / statistics.median(times)
+
+
+def copy_bandwidth(device: str, mebibytes: int = 256, rounds: int = 5) -> float:
+    """Bytes per second read and written by a copy: the limit of what only moves memory."""
+    a = torch.zeros(mebibytes * 2**20, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    times = interleaved({"copy": lambda: b.copy_(a)}, rounds, device=device)["copy"]
+    return 2 * a.numel() / statistics.median(times)
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """The most bytes that tensors made by a call held at once."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _Allocations() as seen:
+        call()
+    return seen.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up storages as ops return them and takes them off when they die; torch keeps no such record on the CPU.
+
+    Memory inside of an op (the workspace of a convolution) is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._meet(tensor.untyped_storage(), given)
+        return result
+
+    def _meet(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        key = storage._cdata
+        if key in given or key in self._known:
+            return
+        size = storage.nbytes()
+
+        def gone(_: object) -> None:
+            self._known.pop(key, None)
+            self._held -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self._held += size
+        self.peak = max(self.peak, self._held)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Run with so many threads of torch."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
