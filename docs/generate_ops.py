@@ -19,7 +19,7 @@ from tokenmix.blocks.cost import TALLIES, Tally
 from tokenmix.blocks.op import KINDS, Op, Tensor
 from tokenmix.blocks.ops import find_op
 from tokenmix.blocks.patterns import Elementwise
-from tokenmix.compiler.elaborate import default_value
+from tokenmix.compiler.bind import default_value
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
 from tokenmix.dsl.expressions import describe
@@ -34,6 +34,17 @@ INPUTS: dict[str, Tensor] = {
     "vector": Tensor("vector", (16,)),
     "weight": Tensor("weight", (16,)),
     "scores": Tensor("scores", (2, 96, 96)),
+    "window_scores": Tensor("window_scores", (6, 2, 16, 16)),
+    "order": Tensor("order", (96,)),
+}
+
+# Calls that no mixture of these and of the values below makes: sizes that must fit each other.
+CALLS: dict[str, tuple[tuple[Tensor, ...], dict[str, Any]]] = {
+    "window_merge": ((Tensor("windows", (6, 16, 16)),), {"height": 8, "width": 12}),
+    "fold": (
+        (Tensor("windows", (24, 9, 16)),),
+        {"height": 8, "width": 12, "kernel": 3, "stride": 2, "padding": 1},
+    ),
 }
 
 # Values to try for a hyperparameter without a default, by its name, then by its type.
@@ -45,6 +56,7 @@ BY_NAME: dict[str, tuple[Any, ...]] = {
     "height": (6,),
     "width": (10,),
     "multiple": (7,),
+    "sizes": (4, 12),
     "parts": (2,),
     "size": (16,),
     "by": (0.5,),
@@ -93,6 +105,8 @@ WHAT_A_KIND_IS: dict[str, str] = {
     "vector": "one number per channel and image",
     "weight": "a learnable number per channel, the same for every image",
     "scores": "one number per head, query and key",
+    "window_scores": "the same in every window",
+    "order": "positions of tokens, first to last",
 }
 
 TAIL = """
@@ -125,14 +139,14 @@ def page() -> str:
 
 def example(op: Op) -> tuple[tuple[Tensor, ...], dict[str, Any], tuple[Tensor, ...]]:
     """Inputs, hyperparameters and outputs of a small call. Raises `LookupError` if no choice passes the op's check."""
-    for inputs in _inputs(op):
-        for arguments in _arguments(op):
-            try:
-                op.check(*inputs, **arguments)
-                outputs = op.shape(*inputs, **arguments)
-            except Mistake:
-                continue
-            return inputs, arguments, outputs if isinstance(outputs, tuple) else (outputs,)
+    given = [CALLS[op.name]] if op.name in CALLS else ((i, a) for i in _inputs(op) for a in _arguments(op))
+    for inputs, arguments in given:
+        try:
+            op.check(*inputs, **arguments)
+            outputs = op.shape(*inputs, **arguments)
+        except Mistake:
+            continue
+        return inputs, arguments, outputs if isinstance(outputs, tuple) else (outputs,)
     raise LookupError(f"no example fits {op.signature_text}: give its hyperparameters values in {Path(__file__).name}")
 
 

@@ -31,6 +31,7 @@ TALLIES: dict[str, str] = {
     "mean_out": "output elements of such means",
     "resize_nearest": "output elements of nearest-neighbour resizing",
     "resize_bilinear": "output elements of bilinear resizing",
+    "grid_sample": "output elements of bilinear sampling at given positions",
     "elementwise": "output elements of sums, products and gates",
 }
 
@@ -97,7 +98,7 @@ CONVENTIONS: dict[str, Convention] = {
             "fvcore",
             dict.fromkeys(_MACS, 1)
             | {"batch_norm": 2, "layer_norm": 5, "group_norm": 5}
-            | {"adaptive_pool": 1, "resize_nearest": 1, "resize_bilinear": 4},
+            | {"adaptive_pool": 1, "resize_nearest": 1, "resize_bilinear": 4, "grid_sample": 4},
             "what fvcore 0.1.5 counts, fused attention and sampling layers given handlers",
         ),
         Convention(

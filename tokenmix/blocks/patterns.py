@@ -43,25 +43,28 @@ class Elementwise(Op):
 
 
 class WindowPool(Op):
-    """One number per channel out of every kernel x kernel window."""
+    """One number per channel out of every kernel x kernel window; with `ceil_mode` the border may cut the last one."""
 
-    def check(self, x: Tensor, *, kernel: int, stride: int, padding: int) -> None:
+    def check(self, x: Tensor, *, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> None:
         if min(kernel, stride) < 1 or not 0 <= padding <= kernel // 2:
             raise self.mistake(
                 "kernel and stride are at least 1, padding at most half of the kernel, "
                 f"got {kernel}, {stride} and {padding}"
             )
-        if min(x.H, x.W) + 2 * padding < kernel:
+        if ceil_mode and stride > kernel - padding:
+            raise self.mistake(f"with `ceil_mode` a stride of {stride} may put a window of {kernel} beside the map")
+        if not ceil_mode and min(x.H, x.W) + 2 * padding < kernel:
             raise self.mistake(f"a {x.H}x{x.W} map is smaller than the {kernel}x{kernel} window", "TM1404")
 
-    def shape(self, x: Tensor, *, kernel: Any, stride: Any, padding: Any) -> Tensor:
-        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (x.H, x.W))
+    def shape(self, x: Tensor, *, kernel: Any, stride: Any, padding: Any, ceil_mode: Any = False) -> Tensor:
+        if not isinstance(ceil_mode, bool):
+            raise self.mistake("`ceil_mode` must be written as true or false", "TM1702")
+        beyond = stride - 1 if ceil_mode else 0
+        height, width = ((side + 2 * padding - kernel + beyond) // stride + 1 for side in (x.H, x.W))
         return x.having(H=height, W=width)
 
-    def cost(
-        self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *, kernel: int, stride: int, padding: int
-    ) -> Tally:
+    def cost(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], **arguments: Any) -> Tally:
         return Tally(pool=size(inputs[0]))
 
-    def forward(self, x: str, *, inputs: Any, kernel: Any, stride: Any, padding: Any) -> str:
-        return f"{self.name}({x}, {kernel}, {stride}, {padding})"
+    def forward(self, x: str, *, inputs: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool = False) -> str:
+        return f"{self.name}({x}, {kernel}, {stride}, {padding}{', ceil_mode=True' if ceil_mode else ''})"

@@ -29,6 +29,7 @@ _OPERATORS = {
     "adaptive_pool": "adaptive_avg_pool",
     "resize_nearest": "upsample_nearest",
     "resize_bilinear": "upsample_bilinear",
+    "grid_sample": "grid_sampler",
 }
 
 # Operators of a trace that fvcore has no rule for and that cost nothing under its convention.
@@ -87,8 +88,10 @@ _FREE = frozenset(
         "ceil",
         "abs",
         "detach",
+        "empty_like",
         "clone",
         "type_as",
+        "axial_sample",
         "tensor_split",
         "roll",
         "sort",
@@ -96,12 +99,14 @@ _FREE = frozenset(
         "scatter",
         "index",
         "index_select",
+        "index_copy",
         "im2col",
         "col2im",
         "masked_fill",
         "hardtanh",
         "relu6",
         "where",
+        "_upsample_bicubic2d_aa",  # of weights, not of a map
     ]
 )
 
@@ -146,10 +151,11 @@ def audit(model: Model, size: tuple[int, int], *, dense: bool = False) -> Audit:
     graph = model.elaborate(size, dense=dense)
     analytic: Counter[tuple[str, str]] = Counter()
     params = 0
+    layers = {name for name, _ in module.named_modules()}
     for _, path, node, reused in graph.walk():
         params += 0 if reused else node.num_params
         for operator, count in _expected(node):
-            owner = path if node.weights else path.rpartition(".")[0]
+            owner = path if path in layers else path.rpartition(".")[0]
             analytic[owner, operator] += count
     result = Audit(sum(analytic.values()), sum(measured.values()), len(analytic.keys() | measured.keys()))
     place = model.spec.root.span.source.span(0, 1) if model.spec else None
@@ -219,7 +225,9 @@ def _trace(module: Any, images: Any) -> tuple[Counter[tuple[str, str]], dict[str
             if own:
                 measured[name, _BOOKED.get(operator, operator)] += own
     unknown = {
-        name: count for name, count in unsupported.items() if name.removeprefix("aten::").rstrip("_") not in _FREE
+        name: count
+        for name, count in unsupported.items()
+        if name.removeprefix("aten::").removeprefix("tokenmix::").rstrip("_") not in _FREE
     }
     return measured, unknown
 

@@ -3,12 +3,12 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["avg_pool", "max_pool", "resize"]
+__all__ = ["adaptive_avg_pool", "avg_pool", "max_pool", "resize"]
 
 
-def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+def max_pool(x: Tensor, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> Tensor:
     """`F.max_pool2d` on (B, H, W, C)."""
-    return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, padding).permute(0, 2, 3, 1)
+    return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, padding, ceil_mode=ceil_mode).permute(0, 2, 3, 1)
 
 
 def avg_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -17,6 +17,13 @@ def avg_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+def adaptive_avg_pool(x: Tensor, height: int, width: int) -> Tensor:
+    """`F.adaptive_avg_pool2d` on (B, H, W, C)."""
+    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (height, width)).permute(0, 2, 3, 1)
+
+
 def resize(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     """`F.interpolate` of (B, H, W, C) to a size; bilinear between pixel centres, the corners not aligned."""
+    if x.shape[1:3] == (height, width):
+        return x
     return F.interpolate(x.permute(0, 3, 1, 2), size=(height, width), mode=mode).permute(0, 2, 3, 1)

@@ -11,7 +11,8 @@ def concat_tokens(*parts: Tensor) -> Tensor:
 
     A (C,) parameter or a (B, C) vector is one token more, the same in every image or window.
     """
-    widest = max(parts, key=Tensor.dim)
+    most = max(part.ndim for part in parts)
+    widest = next(part for part in parts if part.ndim == most)
     lead = widest.shape[:-2] if widest.ndim > 2 else widest.shape[:1]
 
     def tokens(x: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ class Parameter(Op):
         return Tally()
 
     def module(self, *, size, value):
-        return f"nn.Parameter(torch.full(({size},), {value}))"
+        # A whole number would make a tensor of whole numbers.
+        number = float(value) if isinstance(value, int | float) else f"float({value})"
+        return f"nn.Parameter(torch.full(({size},), {number}))"
 
 
 op = Parameter()

@@ -3,7 +3,10 @@ from tokenmix.blocks.op import Op, Tensor, size
 
 
 class Resize(Op):
-    """A map at another size: the nearest position's value, or bilinear interpolation between pixel centres."""
+    """A map at another size: the nearest position's value, or bilinear interpolation between pixel centres.
+
+    A map that has the size already stays as it is, at no cost.
+    """
 
     signature_text = "resize(x: map; height: int, width: int, mode: nearest | bilinear = bilinear)"
     helpers = ("resize",)
@@ -16,7 +19,7 @@ class Resize(Op):
         return x.having(H=height, W=width)
 
     def cost(self, inputs, outputs, *, height, width, mode):
-        elements = size(outputs[0])
+        elements = size(outputs[0]) if outputs != inputs else 0
         return Tally(resize_nearest=elements) if mode == "nearest" else Tally(resize_bilinear=elements)
 
     def forward(self, x, *, inputs, height, width, mode):

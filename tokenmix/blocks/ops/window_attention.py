@@ -7,17 +7,26 @@ class WindowAttention(Op):
 
     Channels split evenly over the heads, d = C / heads. With `bias = relative` every head adds a learned number per
     offset between query and key, row (qh - kh + w - 1) * (2w - 1) + (qw - kw + w - 1) of a ((2w - 1)**2, heads) table.
-    Source: Swin Transformer (Liu et al. 2021), equation 4; MixFormer, section 3.1.
+
+    `shift` is for maps that were rolled by -`shift` before: the last window of a row or column holds tokens from both
+    ends of the map, which must not see each other; -100 is added to their scores. A side of one window is not shifted.
+    Source: Swin Transformer (Liu et al. 2021), equation 4, and section 3.2 for the shift; MixFormer, section 3.1. The
+    number -100 is the released code's.
     """
 
-    signature_text = "window_attention(q: map, k: map, v: map; heads: int, window: int, bias: none | relative = none)"
+    signature_text = (
+        "window_attention(q: map, k: map, v: map; heads: int, window: int, bias: none | relative = none, "
+        "shift: int = 0)"
+    )
     helpers = ("WindowAttention",)
 
-    def check(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, window: int, bias: str) -> None:
+    def check(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, window: int, bias: str, shift: int) -> None:
         if not q == k == v:
             raise self.mistake(f"q, k and v differ in shape: {q}, {k} and {v}", "TM1402")
         if heads < 1 or window < 1:
             raise self.mistake(f"heads and window are at least 1, got {heads} and {window}")
+        if not 0 <= shift < window:
+            raise self.mistake(f"a shift lies in 0..{window - 1} for windows of {window}, got {shift}")
         if q.C % heads:
             near = [d for d in range(max(heads, q.C - heads + 1), q.C + heads) if d % heads == 0]
             raise self.mistake(
@@ -31,19 +40,19 @@ class WindowAttention(Op):
                 help=f"pad it first: `|> pad_to({window})`, and crop afterwards",
             )
 
-    def shape(self, q, k, v, *, heads, window, bias):
+    def shape(self, q, k, v, *, heads, window, bias, shift):
         return q
 
-    def weights(self, q, k, v, *, heads, window, bias):
+    def weights(self, q, k, v, *, heads, window, bias, shift):
         return {"bias_table": ((2 * window - 1) ** 2, heads)} if bias == "relative" else {}
 
-    def cost(self, inputs, outputs, *, heads, window, bias):
+    def cost(self, inputs, outputs, *, heads, window, bias, shift):
         q = inputs[0]
         scores = q.N * window**2 * heads
         return Tally(macs_attention=2 * q.N * window**2 * q.C, softmax=scores)
 
-    def module(self, q, k, v, *, heads, window, bias):
-        return construct("WindowAttention", heads, window, relative_bias=(bias == "relative", True))
+    def module(self, q, k, v, *, heads, window, bias, shift):
+        return construct("WindowAttention", heads, window, relative_bias=(bias == "relative", True), shift=(shift, 0))
 
 
 op = WindowAttention()
