@@ -486,16 +486,16 @@ INNER = {
     "published": ["[{{{0}: {1}}}]"],
     "exact": ["[{{params: 3, {0}: {1}}}]"],
     "conventions": ["{{a: {{{0}: {1}}}}}"],
-    "source": ["{{{0}: {1}}}"],
+    "source": ["{{{0}: {1}}}", "{{status: {{{0}: {1}}}}}"],
     "init": ["{{{0}: {1}}}"],
 }
 KEYS = {
     "stages": [*STAGE_KEYS],
     "parameters": ["type", "default", "min", "max", "length", "choices", "doc"],
-    "published": ["table", "input", "dense", "params", "flops", "top1", "rule", "note"],
+    "published": ["table", "input", "dense", "params", "flops", "top1", "rule", "note", "paper", "row"],
     "exact": ["input", "dense", "params", "mac", "nothing"],
     "conventions": ["doc", "without", "macs_conv", "nothing"],
-    "source": ["title", "year", "nothing"],
+    "source": ["title", "year", "status", "stated", "assumed", "nothing"],
     "init": ["linear", "conv", "position_table", "nothing"],
 }
 

@@ -309,6 +309,33 @@ def test_several_ramps_are_written_out(tmp_path):
     assert [b.drop_path.rate for b in module.stages[0].blocks] == pytest.approx([0, 0.05, 0.1])
 
 
+def test_labels_have_initial_weights_of_their_own(tmp_path):
+    definitions = """
+        block mixer(x):
+            for j in 0..2:
+                x = x |> steps: linear(C) |> gelu
+            x = x |> dwconv(3) |> spread: conv(C, 3, groups = 2) |> last: inner |> linear(C)
+            return x |> absent_minded: linear(C)
+
+        block inner(x):
+            return x |> layer_norm |> conv(C, 1)
+    """
+    labels = "{steps: zeros(), spread: constant(kernel * groups), last: constant(in_channels), absent: ones()}"
+    extra = f"init: {{linear: constant(0.5), conv: constant(0.25), labels: {labels}}}"
+    model = load(tmp_path, definitions, extra=extra)
+    _, module, _ = run(model)
+    for block in module.stages[0].blocks:
+        found = {name: set(w.flatten().tolist()) for name, w in block.named_parameters() if name.endswith("weight")}
+        assert found == {
+            **{"steps.0.weight": {0}, "steps.1.weight": {0}, "dwconv.weight": {0.25}, "spread.weight": {6}},
+            **{"last.layer_norm.weight": {1}, "last.conv.weight": {8}},
+            **{"linear.weight": {0.5}, "absent_minded.weight": {0.5}},
+        }
+    assert '"absent"' not in model.source()
+    model = load(tmp_path, definitions, extra=extra.replace("zeros()", "zero()"))
+    assert [f.id for f in model.findings] == ["TM1206"]
+
+
 def test_stages_without_blocks_and_models_without_head(tmp_path):
     path = tmp_path / "probe.yaml"
     path.write_text(
@@ -334,6 +361,51 @@ def test_exact_division_adds_up(tmp_path):
     assert "self.proj = nn.Linear(7 * dim // 4, dim)" in model.source()
 
 
+@pytest.mark.parametrize("size", [(12, 10), (13, 7), (5, 11)])
+def test_quotients_of_sizes_are_rounded_as_the_language_says(tmp_path, size):
+    definitions = """
+    block mixer(x; patch: int = 3):
+        y = x |> avg_pool(2) |> resize(ceil(H / patch), ceil((H + W) / (2 * patch)))
+        y = y |> resize(floor(W / patch) + 2, 20 - H // patch)
+        y = y |> resize(-(H // patch) + 20, ceil(H * W / 7))
+        return y |> linear(C) |> resize(H, W)
+    """
+    model = load(tmp_path, definitions)
+    H, W = size
+    sizes = [n.outputs[0].dims[1:] for _, _, n, _ in model.elaborate(size).walk() if n.target.name == "resize"]
+    truth = [(-(-H // 3), -(-(H + W) // 6)), (W // 3 + 2, 20 - H // 3), (20 - H // 3, -(-H * W // 7)), size]
+    assert sizes == truth * 2
+    text = emitted_class(model, "Mixer")
+    for formula in ("-(-H // self.patch)", "-(-(H + W) // (2 * self.patch))", "-(H // self.patch) + 20"):
+        assert formula in text
+    run(model, size)
+    shapes = re.findall(r"resize\(.*, (.*), (.*), \"bilinear\"\)", text)
+    names = {"H": H, "W": W, "self": type("Self", (), {"patch": 3})}
+    assert [(eval(a, names), eval(b, names)) for a, b in shapes] == truth
+
+
+def test_a_block_in_the_place_of_another_need_not_read_all_it_is_given(tmp_path):
+    model = load(tmp_path, "block mlp(x; expand: int = 4):\n    return x\n", "mlp(expand=2)")
+    assert model.findings == ()
+    model = load(tmp_path, "block own_mlp(x; expand: int = 4):\n    return x\n", "own_mlp(expand=2)")
+    assert [f.id for f in model.findings] == ["TM1207"]
+    model = load(tmp_path, "block mlp(x; expand: int = 4, other: int = 1):\n    return x\n", "mlp(expand=2)")
+    assert [f.message for f in model.findings] == ["the hyperparameter `other` is never used"]
+
+
+def test_a_long_constructor_is_broken_into_lines(tmp_path):
+    definitions = """
+    block part(x; wide_first: int, wide_second: int, wide_third: int):
+        return x |> linear(wide_first) |> linear(wide_second) |> linear(wide_third) |> back: linear(C)
+    block mixer(x; ratio: [int] = [1, 2]):
+        return x |> part: part(C * (ratio[0] + ratio[1]), C * (ratio[0] + 3 * ratio[1]), C * (3 * ratio[0] + ratio[1]))
+    """
+    model = load(tmp_path, definitions)
+    run(model)
+    assert max(map(len, model.source().splitlines())) <= 120
+    assert "self.part = Part(\n            dim,\n            wide_first=" in emitted_class(model, "Mixer")
+
+
 def test_weights_that_depend_on_the_input_size_are_a_finding(tmp_path):
     model = load(tmp_path, "block mixer(x):\n    return x |> linear(N / 15) |> linear(C)\n")
     assert model.findings == ()
@@ -357,7 +429,7 @@ def test_a_doc_comment_cannot_leave_its_docstring(tmp_path):
     run(model)
 
 
-SHIPPED = ["mixformer_b0", "mixformer_b4", "atmnet_xt", "atmnet_l"]
+SHIPPED = ["mixformer_b0", "mixformer_b4", "atmnet_xt", "atmnet_l", "emsnet_xxtiny"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -387,7 +459,8 @@ def test_a_standalone_source_needs_torch_only_and_computes_the_same(name, tmp_pa
     other.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        assert torch.equal(ours.eval()(x), other.eval()(x))
+        # Fast kernels sum in another order than the reference that a standalone source holds.
+        torch.testing.assert_close(ours.eval()(x), other.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_emission_is_deterministic():
@@ -402,3 +475,48 @@ def test_overrides_change_the_emitted_model():
     assert module.stages[0].blocks[0].attn.attn.window == 5
     assert module.stages[3].blocks[5].drop_path.rate == pytest.approx(0.1)
     assert model.cost().params == sum(p.numel() for p in module.parameters())
+
+
+LEARNED = """\
+tokenmix: 1
+name: learned
+input: [6, 8, 8]
+stages:
+  - body: scaled(each=[0.25, 0.5])
+init:
+  labels: {token: normal(0.02)}
+definitions: |
+  block scaled(x; each: [float], first: float = 2):
+      x = x * (one: parameter(C, first)) + (token: parameter(C, 0.0))
+      for j in 0..2:
+          x = x * (rows: parameter(C, each[j]))
+          for i in 0..2:
+              if i != j:
+                  x = x * (table: parameter(C, 3))
+      return x
+"""
+
+
+def test_learned_parameters_stand_in_loops_and_begin_where_they_are_told(tmp_path):
+    path = tmp_path / "learned.yaml"
+    path.write_text(LEARNED)
+    model = tokenmix.load(path)
+    assert model.findings == ()
+    module = tokenmix.build(model)
+    state = module.state_dict()
+    assert {k.removeprefix("stages.0.body."): v.unique().tolist() for k, v in state.items() if "token" not in k} == {
+        "one": [2.0],
+        "rows.0": [0.25],
+        "rows.1": [0.5],
+        "table.0_1": [3.0],
+        "table.1_0": [3.0],
+    }
+    assert 0 < state["stages.0.body.token"].abs().max() < 0.2
+    with torch.device("meta"):
+        empty = tokenmix.build(model)
+    empty = empty.to_empty(device="cpu")
+    for parameter in empty.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    empty.init_weights()
+    assert all(torch.equal(v, state[k]) or "token" in k for k, v in empty.state_dict().items())
+    assert all(v.isfinite().all() for v in empty.state_dict().values())

@@ -26,7 +26,13 @@ from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, read_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = sorted((ROOT / "tests" / "fixtures" / "format").glob("*.in.*"))
-SHIPPED = sorted([*(ROOT / "tokenmix" / "blocks").glob("*.mix"), *(ROOT / "specs").glob("*.yaml")])
+SHIPPED = sorted(
+    [
+        *(ROOT / "tokenmix" / "blocks").glob("*.mix"),
+        *(ROOT / "specs").glob("*.yaml"),
+        *(ROOT / "specs" / "ablations").glob("*.yaml"),
+    ]
+)
 KEYS = tuple(SPEC_KEYS)
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -491,6 +491,9 @@ class _Checker:
         ]
 
     def _unused(self) -> None:
+        # What stands in the place of another block is called as that one, whether or not it needs all it is given.
+        hidden = self.library.hidden(self.definition.name)
+        self.used |= {p.name for p in hidden.signature.parameters} if hidden else set()
         for name, span in self.defined.items():
             if self._enough:
                 return

@@ -68,6 +68,7 @@ class Library:
     def __init__(self, definitions: list[Source] | None = None, folder: Path | None = None):
         self.findings: list[Finding] = []
         self._own: dict[str, Definition] = {}
+        self._hidden: dict[str, Definition] = {}
         self._unread: set[str] = set()
         self._incomplete = False
         for text in definitions or []:
@@ -100,8 +101,10 @@ class Library:
             else:
                 here[block.name] = Definition(block)
         for name, definition in here.items():
-            if name not in self._unread:
-                self._own.setdefault(name, definition)
+            if name in self._own:
+                self._hidden.setdefault(name, definition)
+            elif name not in self._unread:
+                self._own[name] = definition
         if findings:
             self._unread |= set(_HEAD.findall(source.text)) - self._own.keys()
             self._incomplete |= not _HEAD.search(source.text)
@@ -113,6 +116,10 @@ class Library:
         if name in self._unread:
             return None
         return find_shipped(name)
+
+    def hidden(self, name: str) -> Definition | Op | None:
+        """What a block of the spec hides: the next one of that name, or None."""
+        return self._hidden.get(name) or (find_shipped(name) if name in self._own else None)
 
     def may_hold(self, name: str) -> bool:
         """Whether a block that could not be read may have that name: then its absence is no finding of its own."""

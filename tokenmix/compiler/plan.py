@@ -14,7 +14,7 @@ from tokenmix.compiler.blame import Origins
 from tokenmix.compiler.definition import Definition, circles
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.spec import Spec, parse_scalar
-from tokenmix.compiler.spec_reader import corrected
+from tokenmix.compiler.spec_reader import corrected, stage_on_top
 from tokenmix.compiler.values import UNKNOWN, ParameterValues, Unknown
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note, nearest
@@ -259,6 +259,7 @@ class _Planner(ParameterValues):
                 self.once(Finding("TM1501", f"a model has at most {MAX_STAGES:,} stages", node.items[MAX_STAGES].span))
         elif self.spec.stages is not None and node is not None:
             drafts = [(keys, names, node.span) for keys, names in self._comprehension(self.spec.stages)]
+        self._single_out(drafts)
         if node is not None and not drafts and (not isinstance(node, YamlList) or not node.items):
             loop = (self.spec.stages or {}).get("for", node)
             self.once(Finding("TM1202", "the model has no stages", loop.span, help="a model has at least one stage"))
@@ -302,6 +303,24 @@ class _Planner(ParameterValues):
             pass
         self._whole = False
         return [(keys, {**self.names, name: UNKNOWN})]
+
+    def _single_out(self, drafts: list[tuple[dict[str, YamlNode], dict[str, Any], Span]]) -> None:
+        """Lay what the spec says of single stages over what it says of all."""
+        for number, own in self.spec.numbered.items():
+            place = int(number[:9])  # a longer number is no stage either
+            if place < len(drafts):
+                keys, names, span = drafts[place]
+                drafts[place] = (stage_on_top(keys, own), names, span)
+            elif drafts and own and UNKNOWN not in drafts[0][1].values():
+                last = len(drafts) - 1
+                self.once(
+                    Finding(
+                        "TM1202",
+                        f"there is no stage {number[:9]}",
+                        next(iter(own.values())).span,
+                        help=f"stages are numbered 0 to {last}" if last else "the model has one stage, number 0",
+                    )
+                )
 
     def _repeat(self, keys: dict[str, YamlNode], names: dict[str, Any]) -> int | None:
         node = keys.get("repeat")
@@ -430,7 +449,8 @@ class _Planner(ParameterValues):
     def _unused(self) -> None:
         used: set[str] = set()
         nodes = [node for key, node in self.spec.keys.items() if key != "stages" or self.spec.stages is None]
-        nodes += list((self.spec.stages or {}).values())
+        for stage in (self.spec.stages or {}, *self.spec.numbered.values()):
+            nodes += stage.values()
         values = [n for p in self.spec.parameters.values() for n in (p.default, p.length) if n is not None]
         values += [node for _, node in self.spec.values.values()]
         readable = [_collect_names(node, used) for node in nodes] + [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from tokenmix.blocks.cost import Convention
@@ -12,10 +12,10 @@ from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.graph import BlockGraph, GraphNode
 from tokenmix.compiler.liveness import live_bytes
 from tokenmix.compiler.model import Cost, Model
-from tokenmix.compiler.spec import Published, printed_number
+from tokenmix.compiler.spec import UNITS, Published, printed_number
 from tokenmix.dsl.diagnostics import Finding
 
-__all__ = ["Figure", "Row", "compare", "exact_misses", "figures", "report_sizes", "rows_by"]
+__all__ = ["Figure", "Row", "compare", "exact_misses", "figures", "figures_of", "report_sizes", "rows_by"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Figure:
         printed: the string in the paper.
         rule: the convention under which FLOPs are compared, or "parameters".
         value: the exact integer.
-        status: "match" if the value rounds to the printed string, else "gap".
+        status: "rounds" if the value rounds to the printed string, "cut off" if its digits begin with it, else "off".
         gap: (value - printed) / printed.
-        note: why it does not match, as far as known.
+        note: why it is off, as far as known.
     """
 
     quantity: str
@@ -43,30 +43,41 @@ class Figure:
 
     def as_dict(self) -> dict[str, Any]:
         row = {k: getattr(self, k) for k in ("quantity", "printed", "table", "rule", "value", "status")}
-        if self.status != "match":
+        if self.status == "off":
             row |= {"gap": round(self.gap, 6), "note": self.note}
         return row
 
     def __str__(self) -> str:
-        if self.status == "match":
-            return f"{self.printed} match"
-        return f"{self.printed} {self.gap:+.1%}"
+        return f"{self.printed} {self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        return f"off by {self.gap:+.1%}" if self.status == "off" else self.status
 
 
-def compare(value: int, printed: str) -> tuple[bool, float]:
-    """Whether an integer rounds to a printed figure such as `3.6G`, and by what share it misses it.
+def compare(value: int, printed: str, unit: str = "") -> tuple[str, float]:
+    """Whether an integer rounds or is cut off to a printed figure such as `3.6G`, and by what share it misses it.
+
+    Args:
+        value: the exact integer.
+        printed: the figure as printed.
+        unit: letter of a figure that is printed without one.
 
     Example:
-        >>> compare(34797572, "35M")[0], compare(3475237888, "3.6G")[0]
-        (True, False)
+        >>> compare(34797572, "35M")[0], compare(2568242, "2.5", "M")[0], compare(3475237888, "3.6G")[0]
+        ('rounds', 'cut off', 'off')
     """
-    number = printed_number(printed)
+    number = printed_number(printed, unit)
     assert number is not None, printed
     digits, power = number
     step = Decimal(1).scaleb(-len(digits.partition(".")[2]))
     scaled = Decimal(value).scaleb(-power)
     rounded = {scaled.quantize(step, rounding=mode) for mode in (ROUND_HALF_UP, ROUND_HALF_EVEN)}
-    return Decimal(digits) in rounded, float(scaled / Decimal(digits) - 1) if Decimal(digits) else 0.0
+    wanted = Decimal(digits)
+    gap = float(scaled / wanted - 1) if wanted else 0.0
+    if wanted in rounded:
+        return "rounds", gap
+    return "cut off" if scaled.quantize(step, rounding=ROUND_DOWN) == wanted else "off", gap
 
 
 def figures(model: Model, shape: tuple[int, int, int], *, dense: bool = False) -> list[Figure]:
@@ -75,17 +86,21 @@ def figures(model: Model, shape: tuple[int, int, int], *, dense: bool = False) -
     found = []
     for row in model.spec.published:
         if (row.input or model.input_shape) == shape and row.dense == dense:
-            cost = model.cost(shape[1:], dense=dense)
-            found += [_figure(row, q, cost) for q in ("params", "flops") if q in row.printed]
+            found += figures_of(row, model.cost(shape[1:], dense=dense))
     return found
+
+
+def figures_of(row: Published, cost: Cost) -> list[Figure]:
+    """The printed parameter and FLOP figures of one row."""
+    return [_figure(row, quantity, cost) for quantity in UNITS if quantity in row.printed]
 
 
 def _figure(row: Published, quantity: str, cost: Cost) -> Figure:
     rule = "parameters" if quantity == "params" else row.rule
     value = cost.params if quantity == "params" else cost[row.rule]
-    matches, gap = compare(value, row.printed[quantity])
-    note = "" if matches else row.note
-    return Figure(quantity, row.printed[quantity], row.table, rule, value, "match" if matches else "gap", gap, note)
+    status, gap = compare(value, row.printed[quantity], UNITS[quantity])
+    note = row.note if status == "off" else ""
+    return Figure(quantity, row.printed[quantity], row.table, rule, value, status, gap, note)
 
 
 def report_sizes(model: Model) -> list[tuple[int, int]]:

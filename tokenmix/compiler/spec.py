@@ -25,6 +25,7 @@ __all__ = [
     "ParameterDecl",
     "Published",
     "Spec",
+    "Status",
     "find_spec",
     "parse_scalar",
     "printed_number",
@@ -47,6 +48,7 @@ SPEC_KEYS: dict[str, str] = {
     "head": "block that turns the last map into the result",
     "init": "initialisation by kind of layer",
     "definitions": "block definitions of this spec, in the block language",
+    "layouts": "layout files of checkpoints that others publish, the usual one first",
     "conventions": "counting rules of the paper: weights of tallies",
     "flops_rule": "the convention under which printed FLOPs are compared",
     "published": "figures printed in the paper, row by row",
@@ -61,10 +63,12 @@ STAGE_KEYS = {
 }
 PARAMETER_KEYS = ("type", "default", "min", "max", "length", "choices", "doc")
 SOURCE_KEYS = ("title", "venue", "arxiv", "code", "status", "authors", "year")
-PUBLISHED_KEYS = ("table", "input", "dense", "params", "flops", "rule", "note", "top1", "top5")
+# What a status may tell apart, with the words that reports put in front.
+STATUS_KEYS = {"stated": "Stated", "forced": "Forced by the numbers", "assumed": "Assumed"}
+PUBLISHED_KEYS = ("paper", "table", "row", "input", "dense", "params", "flops", "rule", "note", "top1", "top5")
 # Initial distributions of weights, with what they take: a standard deviation, a bound, a value or nothing.
 DISTRIBUTIONS = {"trunc_normal": 1, "normal": 1, "uniform": 1, "constant": 1, "zeros": 0, "ones": 0}
-INIT_KEYS = ("linear", "pointwise", "conv", "position_table")
+INIT_KEYS = ("linear", "pointwise", "conv", "position_table", "labels")
 
 _SPECS = (Path(__file__).parent.parent / "specs", Path(__file__).parent.parent.parent / "specs")
 
@@ -86,10 +90,19 @@ class ParameterDecl:
 
 @dataclass(frozen=True)
 class Published:
-    """A row of printed figures. `printed` maps a quantity (params, flops, top1, ...) to the string as printed."""
+    """A row of printed figures.
+
+    Attributes:
+        paper: the family whose paper prints the row; empty for the spec's own.
+        row: what the paper calls the row; empty where the spec's name will do.
+        printed: quantity (params, flops, top1, ...) -> the string as printed.
+        note: why a figure misses.
+    """
 
     span: Span
+    paper: str
     table: str
+    row: str
     input: tuple[int, int, int] | None
     dense: bool
     printed: Mapping[str, str]
@@ -106,6 +119,29 @@ class Exact:
     dense: bool
     values: Mapping[str, int]
     spans: Mapping[str, Span]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a model rests on: a text, or what the paper states, what its numbers force and what is assumed."""
+
+    text: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_reconstruction(self) -> bool:
+        """Whether the paper does not state all of it."""
+        return bool(self.parts.keys() & {"forced", "assumed"})
+
+    def lines(self) -> list[str]:
+        """A line for each part that there is."""
+        if self.text:
+            return [f"Status: {self.text}"]
+        parts = [f"{STATUS_KEYS[key]}: {self.parts[key]}" for key in STATUS_KEYS if key in self.parts]
+        return ["A reconstruction.", *parts] if self.is_reconstruction else parts
+
+    def as_json(self) -> str | dict[str, str]:
+        return dict(self.parts) or self.text
 
 
 @dataclass
@@ -125,16 +161,20 @@ class Spec:
     parameters: dict[str, ParameterDecl] = field(default_factory=dict)
     keys: dict[str, YamlNode] = field(default_factory=dict)
     stages: dict[str, YamlNode] | None = None  # a comprehension, merged key by key
+    numbered: dict[str, dict[str, YamlNode]] = field(default_factory=dict)  # what single stages of it have instead
     paper: dict[str, str] = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
     doc: str = ""
     input: tuple[int, int, int] | None = None
     input_span: Span | None = None
     init: dict[str, YamlScalar] = field(default_factory=dict)
+    init_labels: dict[str, YamlScalar] = field(default_factory=dict)
     conventions: dict[str, Convention] = field(default_factory=lambda: dict(CONVENTIONS))
     flops_rule: str = "mac"
     published: list[Published] = field(default_factory=list)
     exact: list[Exact] = field(default_factory=list)
     definitions: list[Source] = field(default_factory=list)
+    layouts: dict[str, Path] = field(default_factory=dict)  # of checkpoints, nearest first
     bases: list[Source] = field(default_factory=list)
     folder: Path | None = None
     complete: bool = True
@@ -145,6 +185,11 @@ class Spec:
     def is_family(self) -> bool:
         """Whether parameters without a value remain: a base to extend, not a model."""
         return any(p.default is None and name not in self.values for name, p in self.parameters.items())
+
+    @property
+    def family(self) -> str:
+        """Name of the spec at the end of the chain that this one extends."""
+        return Path(self.bases[-1].name).stem if self.bases else self.name
 
     def library(self) -> Library:
         return Library(self.definitions, self.folder) if self.definitions or self.folder else _shipped_library()
@@ -157,9 +202,11 @@ def _shipped_library() -> Library:
 
 @cache
 def shipped_specs() -> dict[str, Path]:
-    """Name -> file of the specs that come with tokenmix."""
+    """Name -> file of the specs that come with tokenmix; families and variants first, then ablations."""
     folder = next((f for f in _SPECS if f.is_dir()), None)
-    return {p.stem: p for p in sorted(folder.rglob("*.yaml"))} if folder else {}
+    if folder is None:
+        return {}
+    return {path.stem: path for path in [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("ablations/*.yaml"))]}
 
 
 def find_spec(name: str, findings: list[Finding]) -> Path | None:
@@ -182,14 +229,18 @@ def find_spec(name: str, findings: list[Finding]) -> Path | None:
     return None
 
 
-def printed_number(text: str) -> tuple[str, int] | None:
-    """Digits and power of ten of a printed figure: `3.6G` is ("3.6", 9)."""
-    powers = {"K": 3, "M": 6, "G": 9, "T": 12}
-    digits, unit = (text[:-1], text[-1]) if text and text[-1] in powers else (text, "")
+# The unit of a figure that is printed without one: that of a column of its kind.
+UNITS = {"params": "M", "flops": "G"}
+
+
+def printed_number(text: str, unit: str = "") -> tuple[str, int] | None:
+    """Digits and power of ten of a printed figure: `3.6G` is ("3.6", 9). Without a letter it is in the given unit."""
+    powers = {"": 0, "K": 3, "M": 6, "G": 9, "T": 12}
+    digits, unit = (text[:-1], text[-1]) if text and text[-1] in powers else (text, unit)
     parts = digits.split(".")
     if len(parts) > 2 or not all(p.isdigit() and p for p in parts):
         return None
-    return digits, powers.get(unit, 0)
+    return digits, powers[unit]
 
 
 def parse_scalar(node: YamlScalar) -> syntax.Expr:

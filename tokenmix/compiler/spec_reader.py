@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from tokenmix.compiler.spec import (
     SOURCE_KEYS,
     SPEC_KEYS,
     STAGE_KEYS,
+    STATUS_KEYS,
+    UNITS,
     Exact,
     ParameterDecl,
     Published,
     Spec,
+    Status,
+    parse_scalar,
     printed_number,
     shipped_specs,
 )
@@ -29,11 +33,11 @@ from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
 from tokenmix.dsl.expressions import TYPES, Evaluator, listed
 from tokenmix.dsl.files import read_text
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_NESTING, MAX_ROWS
-from tokenmix.dsl.parser import is_name, parse_expression
+from tokenmix.dsl.parser import is_name
 from tokenmix.dsl.source import Source, Span
 from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
 
-__all__ = ["corrected", "read_spec"]
+__all__ = ["corrected", "read_spec", "stage_on_top"]
 
 
 def read_spec(path: Path, findings: list[Finding]) -> Spec | None:
@@ -204,6 +208,13 @@ def corrected(node: YamlMap, known: Iterable[str], what: str, findings: list[Fin
     return YamlMap(node.span, tuple(items.values()), node.flow)
 
 
+def stage_on_top(stage: Mapping[str, YamlNode], top: YamlMap | Mapping[str, YamlNode]) -> dict[str, YamlNode]:
+    """Keys of a stage with others laid over them; `blocks` and `repeat` give way to a `body`, and the reverse."""
+    new = {key.text: value for key, value in top.items} if isinstance(top, YamlMap) else top
+    gone = {"blocks", "repeat"} if "body" in new else {"body"} if "blocks" in new else set()
+    return {**{key: value for key, value in stage.items() if key not in gone}, **new}
+
+
 class _Reader:
     """Folds one YAML document into a spec that already holds its bases."""
 
@@ -265,6 +276,8 @@ class _Reader:
                     "TM1301", "`definitions` is a text in the block language", root.key("definitions").span,
                     help="`definitions: |`, and the blocks indented below it",
                 )  # fmt: skip
+        if "layouts" in root:
+            self._layouts(root.get("layouts"))
         if "conventions" in root:
             self._conventions(root.get("conventions"))
         if "flops_rule" in root:
@@ -383,7 +396,7 @@ class _Reader:
 
     def _stages(self, node: YamlNode | None) -> None:
         if isinstance(node, YamlList):
-            self.spec.stages = None
+            self.spec.stages, self.spec.numbered = None, {}
             stages = [self._map(item, "a stage") for item in node.items]
             keys = [k for k in STAGE_KEYS if k != "for"]
             items = tuple(corrected(stage, keys, "a stage", self.findings) for stage in stages if stage is not None)
@@ -392,20 +405,34 @@ class _Reader:
         comprehension = self._map(node, "`stages`")
         if comprehension is None:
             return
-        comprehension = corrected(comprehension, STAGE_KEYS, "`stages`", self.findings)
-        merged = dict(self.spec.stages or {})
-        self.spec.keys["stages"] = comprehension
-        new = {key.text: value for key, value in comprehension.items}
-        for one, other in (("body", "blocks"), ("blocks", "body")):
-            if one in new and other not in new:
-                merged.pop(other, None)  # a base's blocks give way to this spec's body, and the reverse
-        self.spec.stages = {**merged, **new}
+        numbered = {key.text: value for key, value in comprehension.items if key.text.isdecimal()}
+        rest = tuple(item for item in comprehension.items if item[0].text not in numbered)
+        comprehension = YamlMap(comprehension.span, rest, comprehension.flow)
+        if rest or not isinstance(self.spec.keys.get("stages"), YamlList):
+            comprehension = corrected(comprehension, STAGE_KEYS, "`stages`", self.findings)
+            self.spec.keys["stages"] = comprehension
+            self.spec.stages = stage_on_top(self.spec.stages or {}, comprehension)
+        for number, node in numbered.items():
+            stage = self._map(node, f"stage {number}")
+            if stage is not None:
+                stage = corrected(stage, [k for k in STAGE_KEYS if k != "for"], f"stage {number}", self.findings)
+                self.spec.numbered[number] = stage_on_top(self.spec.numbered.get(number, {}), stage)
 
     def _paper(self, node: YamlNode | None) -> None:
         paper = self._map(node, "`source`")
         if paper is not None:
             paper = corrected(paper, SOURCE_KEYS, "`source`", self.findings)
-            self.spec.paper |= {k.text: self._text(v, k.text) or "" for k, v in paper.items}
+            self.spec.paper |= {k.text: self._text(v, k.text) or "" for k, v in paper.items if k.text != "status"}
+            if "status" in paper:
+                self._status(paper.get("status"))
+
+    def _status(self, node: YamlNode | None) -> None:
+        if not isinstance(node, YamlMap):
+            self.spec.status = Status(self._text(node, "status") or "")
+            return
+        parts = corrected(node, STATUS_KEYS, "`status`", self.findings)
+        texts = {key.text: self._text(value, key.text) or "" for key, value in parts.items}
+        self.spec.status = Status("", {**self.spec.status.parts, **texts})
 
     def _input(self, node: YamlNode | None) -> tuple[int, int, int] | None:
         if isinstance(node, YamlList) and len(node.items) == 3:
@@ -429,14 +456,20 @@ class _Reader:
         if init is None:
             return
         init = corrected(init, INIT_KEYS, "`init`", self.findings)
-        for key, value in init.items:
+        self._distributions([item for item in init.items if item[0].text != "labels"], self.spec.init)
+        labels = self._map(init.get("labels"), "`labels`") if "labels" in init else None
+        if labels is not None:
+            self._distributions(labels.items, self.spec.init_labels)
+
+    def _distributions(self, items: Iterable[tuple[YamlScalar, YamlNode]], rules: dict[str, YamlScalar]) -> None:
+        for key, value in items:
             try:
                 _check_distribution(key.text, value)
             except Mistake as mistake:
                 self.findings.append(mistake.finding)
             else:
                 assert isinstance(value, YamlScalar)
-                self.spec.init[key.text] = value
+                rules[key.text] = value
 
     def _conventions(self, node: YamlNode | None) -> None:
         conventions = self._map(node, "`conventions`")
@@ -466,6 +499,21 @@ class _Reader:
                         weights[name.text] = number
             doc = self._text(rule.get("doc"), "doc") or ""
             self.spec.conventions[key.text] = Convention(key.text, weights, doc, without)
+
+    def _layouts(self, node: YamlNode | None) -> None:
+        from tokenmix.compiler.layouts import find_layout, known_layouts, read_layout, shipped_layouts, unknown_layout
+
+        found: dict[str, Path] = {}
+        for item in node.items if isinstance(node, YamlList) else (node,):
+            name = self._text(item, "an entry of `layouts`")
+            path = find_layout(name, self.source.folder) if name is not None else None
+            if path is not None and name is not None:
+                found[name] = path
+                if path not in shipped_layouts().values():  # these are known to be sound
+                    read_layout(path, self.findings)
+            elif name is not None and item is not None:
+                self.findings.append(unknown_layout(name, known_layouts((), self.source.folder), item.span))
+        self.spec.layouts = {**found, **self.spec.layouts}
 
     def _rule(self, node: YamlNode | None) -> str | None:
         name = self._text(node, "rule")
@@ -500,8 +548,10 @@ class _Reader:
         rule = self._rule(row.get("rule")) or self.spec.flops_rule
         printed = {}
         for key, value in row.items:
-            if key.text in ("table", "input", "dense", "rule", "note"):
+            if key.text in ("paper", "table", "row", "input", "dense", "rule", "note"):
                 continue
+            if isinstance(value, YamlScalar) and value.value is None:
+                continue  # the paper prints no such figure
             near = nearest(key.text, PUBLISHED_KEYS) if key.text not in PUBLISHED_KEYS else []
             if near:  # any other word is a metric of the paper's: mIoU, AP
                 self._add(
@@ -514,13 +564,13 @@ class _Reader:
             text = self._text(value, key.text)
             if text is None:
                 continue
-            if key.text in ("params", "flops") and printed_number(text) is None:
+            if key.text in UNITS and printed_number(text, UNITS[key.text]) is None:
                 self._add("TM1301", f"`{key.text}` is a figure as printed, such as 35M or 3.6G, got {text}", value.span)
                 continue
             printed[key.text] = text
-        table = self._text(row.get("table"), "table") or ""
-        note = self._text(row.get("note"), "note") or ""
-        self.spec.published.append(Published(row.span, table, shape, self._flag(row.get("dense")), printed, rule, note))
+        paper, table, name, note = (self._text(row.get(k), k) or "" for k in ("paper", "table", "row", "note"))
+        dense = self._flag(row.get("dense"))
+        self.spec.published.append(Published(row.span, paper, table, name, shape, dense, printed, rule, note))
 
     def _exact(self, row: YamlMap) -> None:
         shape = self._input(row.get("input")) if "input" in row else None
@@ -569,7 +619,7 @@ def _check_distribution(layer: str, node: YamlNode) -> None:
     """Raise `Mistake` unless the node is a distribution, such as `normal(sqrt(2 / in_channels))`."""
     if not isinstance(node, YamlScalar) or not isinstance(node.value, str):
         raise Mistake("TM1301", f"`{layer}` is a distribution, such as trunc_normal(0.02)", node.span)
-    expr = parse_expression(node.source)
+    expr = parse_scalar(node)
     if not isinstance(expr, syntax.Call):
         raise Mistake("TM1301", f"`{layer}` is a distribution, such as trunc_normal(0.02)", expr.span)
     if expr.callee not in DISTRIBUTIONS:

@@ -8,8 +8,9 @@ model uses the block leaves no trace; the others become an `if` of the emitted s
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenmix.blocks.op import KINDS, Tensor
@@ -18,7 +19,7 @@ from tokenmix.compiler.definition import Definition
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.expressions import Arm, ExpressionWriter, Module, Several, Value, either, negated
 from tokenmix.compiler.emit.formulas import Formula, Leaf, comment, hint_of, is_symbolic, leaves_of, symbol
-from tokenmix.compiler.emit.text import WIDTH, docstring, literal, paragraphs, quoted, range_text
+from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal, paragraphs, quoted, range_text
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
@@ -34,12 +35,14 @@ class ClassText:
     Attributes:
         channels: constructor arguments that stand for the channels of an input: name -> number of the input.
         parameters: hyperparameters that the class takes, in order.
+        learned: lines that put the class's own learned parameters, in a `module` of it, back to where they begin.
         text: the source.
     """
 
     name: str
     channels: dict[str, int]
     parameters: list[str]
+    learned: list[str] = field(default_factory=list)
     text: str = ""
 
 
@@ -159,6 +162,31 @@ class _ClassWriter(ExpressionWriter):
         if isinstance(value, int) and not isinstance(value, bool):
             return Formula.of(leaf, value)
         return symbol("{}", leaf, hint=value)
+
+    def _learned(self, label: str, value: str) -> None:
+        place, value = f"module.{label}", value.replace("self.", "module.")
+        dictionary = any(f"self.{label} = nn.ParameterDict(" in line for line in self.init.lines)
+        variables = [leaf.name for leaf, _, _ in self.loops]
+        if not self.loops:
+            lines = [f"nn.init.constant_({place}, {value})"]
+        elif not any(re.search(rf"\b{v}\b", value) for v in variables):
+            lines = [f"for parameter in {place}{'.values()' if dictionary else ''}:"]
+            lines.append(f"    nn.init.constant_(parameter, {value})")
+        else:  # each round begins elsewhere
+            lines = []
+            for leaf, start, stop in self.loops:
+                with self._code(forward=True):
+                    rounds = range_text(start, stop).replace("self.", "module.")
+                lines.append("    " * len(lines) + f"for {leaf.name} in {rounds}:")
+            key = 'f"' + "_".join(f"{{{v}}}" for v in variables) + '"'
+            if dictionary:
+                lines.append("    " * len(lines) + f"if {key} in {place}:")
+            lines.append(
+                "    " * len(lines) + f"nn.init.constant_({place}[{key if dictionary else variables[0]}], {value})"
+            )
+        if self.arms and not self.loops:  # some uses of the block have none
+            lines = [f'if hasattr(module, "{label}"):', *(f"    {line}" for line in lines)]
+        self.text.learned += lines
 
     # The whole class
 
@@ -326,7 +354,8 @@ class _ClassWriter(ExpressionWriter):
         indent = 4 * self.forward.depth
         if remark and indent + len(code) + len(remark) + 4 <= WIDTH:
             code = f"{code}  # {remark}"
-        self.forward.add(code)
+        for part in broken(" " * indent + code):
+            self.forward.add(part[indent:])
 
     def _return(self, statement: syntax.Return) -> None:
         values = []

@@ -24,7 +24,7 @@ from tokenmix.compiler.emit.formulas import (
     rendering,
     symbol,
 )
-from tokenmix.compiler.emit.text import WIDTH, range_text, text_of
+from tokenmix.compiler.emit.text import WIDTH, broken, range_text, text_of
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
 from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, names_in
@@ -355,8 +355,11 @@ class ExpressionWriter(Evaluator):
             assert isinstance(target, Op)
             return self._function(target, arguments, values, outputs)
         self._place_span = call.span
-        place = self._place(label, constructor)
-        if isinstance(target, Op) and target.is_parameter:
+        learned = isinstance(target, Op) and target.is_parameter
+        place = self._place(label, constructor, "Parameter" if learned else "Module")
+        if learned:
+            with self._code(forward=True):
+                self._learned(label, text_of(arguments["value"]))
             return Value(place, outputs[0])
         return _result(f"{place}({', '.join(v.code for v in values)})", outputs, values)
 
@@ -383,8 +386,15 @@ class ExpressionWriter(Evaluator):
             test = condition if test is None else Symbol("{} and {}", ((test, level), (condition, level + 1)), level)
         return test
 
-    def _place(self, label: str, constructor: str) -> str:
-        """Put a submodule into the constructor where the loops and conditions around it say; how `forward` finds it."""
+    def _learned(self, label: str, value: str) -> None:
+        """Remember a learned parameter and where it begins."""
+
+    def _place(self, label: str, constructor: str, kind: str = "Module") -> str:
+        """Put a submodule into the constructor where the loops and conditions around it say; how `forward` finds it.
+
+        Args:
+            kind: "Module" or "Parameter", which torch keeps in containers of their own.
+        """
         if any(_at_run_time(arm.condition) for arm in self.arms):
             raise Mistake(
                 "TM1702", f"the layer `{label}` stands in an `if` that depends on the input size", self._place_span,
@@ -398,21 +408,21 @@ class ExpressionWriter(Evaluator):
         if not self.loops:
             line = f"self.{label} = {constructor}"
             if tested:
-                self.init.lines += [f"        if {tested}:", f"            {line}"]
+                self.init.lines += [f"        if {tested}:", *broken(f"            {line}")]
             else:
-                self.init.lines.append(f"        {line}")
+                self.init.lines += broken(f"        {line}")
             return f"self.{label}"
         variables = [leaf.name for leaf, _, _ in self.loops]
         if len(variables) == 1 and not tested and self.loops[0][1] == 0:
-            made = f"nn.ModuleList({constructor} {ranges})"
+            made = f"nn.{kind}List({constructor} {ranges})"
             if len(made) + len(label) > WIDTH - 16:
-                made = f"nn.ModuleList(\n            {constructor}\n            {ranges}\n        )"
+                made = f"nn.{kind}List(\n            {constructor}\n            {ranges}\n        )"
             self.init.lines.append(f"        self.{label} = {made}")
             return f"self.{label}[{variables[0]}]"
         key = f"str({variables[0]})" if len(variables) == 1 else 'f"' + "_".join(f"{{{v}}}" for v in variables) + '"'
         test_text = f" if {tested}" if tested else ""
         self.init.lines += [
-            f"        self.{label} = nn.ModuleDict({{",
+            f"        self.{label} = nn.{kind}Dict({{",
             f"            {key}: {constructor}",
             f"            {ranges}{test_text}",
             "        })",

@@ -7,11 +7,11 @@ Both carry the value they have in one real instance of the block (`hint`), for c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import lcm
 from typing import Any
 
 __all__ = [
@@ -253,12 +253,27 @@ class Formula:
         made = Symbol("{} ** {}", ((base, LEVEL["**"] + 1), (self, LEVEL["sign"])), LEVEL["**"])
         return Formula.of(made, _apply(lambda a, b: a**b, hint_of(base), self.hint))
 
+    def floor(self) -> Any:
+        """The whole number below a quotient such as `H / 4`."""
+        return self if self._is_whole() else self._rounded(math.floor, "{} // {}", LEVEL["//"])
+
+    def ceil(self) -> Any:
+        """The whole number above a quotient."""
+        return self if self._is_whole() else self._rounded(math.ceil, "-(-{} // {})", LEVEL["sign"])
+
+    def _rounded(self, function: Callable[[Any], int], template: str, level: int) -> Formula:
+        raised, number, below = self._fraction()
+        above = Formula(tuple((m, Fraction(c)) for m, c in raised))
+        divisor = _simplified(Formula(((tuple(below.items()), Fraction(number)),)))
+        made = Symbol(template, ((above, level), (divisor, LEVEL["//"] + 1)), level)
+        return Formula.of(made, None if self.hint is None else function(self.hint))
+
     def _is_whole(self) -> bool:
         return all(c.denominator == 1 and all(p > 0 for _, p in m) for m, c in self.terms)
 
     def _fraction(self) -> tuple[list[tuple[_Monomial, int]], int, dict[Any, int]]:
         """Terms over one denominator: a number and the factors that stand below the line."""
-        number = lcm(*(c.denominator for _, c in self.terms))
+        number = math.lcm(*(c.denominator for _, c in self.terms))
         below: dict[Any, int] = {}
         for monomial, _ in self.terms:
             for factor, power in monomial:
@@ -286,7 +301,7 @@ class Formula:
         raised, number, below = self._fraction()
         text = ""
         for monomial, coefficient in raised:
-            part = _monomial_text(monomial, abs(coefficient))
+            part = _monomial_text(monomial, abs(coefficient), signed=coefficient < 0 and not text)
             text = (
                 f"{text} {'-' if coefficient < 0 else '+'} {part}" if text else ("-" if coefficient < 0 else "") + part
             )
@@ -339,12 +354,13 @@ def _simplified(formula: Formula) -> Any:
     return formula
 
 
-def _monomial_text(monomial: _Monomial, coefficient: int) -> str:
+def _monomial_text(monomial: _Monomial, coefficient: int, *, signed: bool = False) -> str:
+    """A product as source; `signed` where a minus stands directly in front, which binds tighter than `//`."""
     if _mode.comment:
         parts = [_operand(f, _ATOM) for f, p in monomial for _ in range(p)]
         return (str(coefficient) if coefficient != 1 or not parts else "") + "*".join(parts)
     parts = [str(coefficient)] if coefficient != 1 or not monomial else []
-    inner = LEVEL["*"] if len(parts) + len(monomial) == 1 else LEVEL["*"] + 1
+    inner = LEVEL["*"] if len(parts) + len(monomial) == 1 and not signed else LEVEL["*"] + 1
     for factor, power in monomial:
         text = _operand(factor, LEVEL["**"] + 1 if power > 1 else inner)
         parts.append(f"{text}**{power}" if power > 1 else text)

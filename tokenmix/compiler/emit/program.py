@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenmix.blocks.kernels import HELPERS
+from tokenmix.blocks.kernels import FAST, HELPERS
 from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.classes import Emitter
 from tokenmix.compiler.emit.formulas import Leaf, Recorder, Symbol, rendering, symbol
-from tokenmix.compiler.emit.text import WIDTH, docstring, literal
+from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.plan import Plan, Site, StagePlan, make_plan
 from tokenmix.dsl import syntax
@@ -110,8 +110,7 @@ class _Program:
             lines += ["", *self.spec.doc.strip().split("\n")]
         if where:
             lines += ["", f"Source: {', '.join(where)}."]
-        if "status" in paper:
-            lines.append(f"Status: {paper['status']}.")
+        lines += [f"{line.rstrip('.')}." for line in self.spec.status.lines()]
         cost = self.model.cost()
         shape = "x".join(str(s) for s in cost.input)
         lines += ["", f"{cost.params:,} parameters; {cost['mac']:,} multiply-adds for an input of {shape}."]
@@ -125,11 +124,9 @@ class _Program:
             imports = _torch_imports(code)
             files: dict[str, list[str]] = {}
             for name in helpers:
-                files.setdefault(HELPERS[name], []).append(name)
-            lines = [
-                f"from tokenmix.blocks.kernels.{file} import {', '.join(names)}"
-                for file, names in sorted(files.items())
-            ]
+                file = f"tokenmix.fast.{FAST[name]}" if name in FAST else f"tokenmix.blocks.kernels.{HELPERS[name]}"
+                files.setdefault(file, []).append(name)
+            lines = [f"from {file} import {', '.join(names)}" for file, names in sorted(files.items())]
             return "", imports + ([""] if lines else []) + lines
         parts = [
             _definitions((_KERNELS / f"{file}.py").read_text(), set(helpers))
@@ -160,6 +157,7 @@ class _Program:
             "    def init_weights(self) -> None:",
             '        """Draw fresh weights as the paper\'s code does."""',
             "        self.apply(init_weights)",
+            *self._labelled(),
         ]
         return "\n".join(lines)
 
@@ -189,7 +187,7 @@ class _Program:
             lines.append(f"        drops = [{step} for i in range({total})]")
         shape = Tensor("map", self.model.input_shape)
         if plan.stem is not None:
-            lines.append(f"        self.stem = {self._constructor(plan.stem, shape)}")
+            lines += broken(f"        self.stem = {self._constructor(plan.stem, shape)}")
             shape = self._after(plan.stem)
         lines.append("        self.stages = nn.ModuleList([")
         for i, stage in enumerate(plan.stages):
@@ -246,23 +244,29 @@ class _Program:
         pad = " " * 16
         lines = [f"            nn.Sequential(OrderedDict(  # stage {i + 1}"]
         if stage.down is not None:
-            lines.append(f"{pad}down={self._constructor(stage.down, shape)},")
+            lines += broken(f"{pad}down={self._constructor(stage.down, shape)},")
             shape = self._after(stage.down)
         if stage.body is not None:
-            lines.append(f"{pad}body={self._constructor(stage.body, shape)},")
+            lines += broken(f"{pad}body={self._constructor(stage.body, shape)},")
             shape = self._after(stage.body)
         else:
             rows = []
-            for first, last in _runs(stage.blocks, ramped=self.ramp is not None):
+            shapes = [shape, *(self._after(site) for site in stage.blocks)]
+            for first, last in _runs(stage.blocks, shapes, ramped=self.ramp is not None):
                 site = stage.blocks[first]
                 if last - first > 1:
                     rates = sorted({r.index for s in stage.blocks[first:last] for r in _ramps(s.arguments)})
                     source = f"drops[{rates[0]}:{rates[-1] + 1}]" if rates else f"range({last - first})"
                     variable = "drop" if rates else "_"
-                    rows.append(f"*({self._constructor(site, shape, variable)} for {variable} in {source}),")
+                    made = self._constructor(site, shape, variable)
+                    row = f"*({made} for {variable} in {source}),"
+                    if len(pad) + 4 + len(row) > WIDTH:
+                        made = "\n".join(broken(f"{pad}        {made}"))
+                        row = f"*(\n{made}\n{pad}        for {variable} in {source}\n{pad}    ),"
+                    rows.append(row)
                     shape = self._after(stage.blocks[last - 1])
                 else:
-                    rows.append(f"{self._constructor(site, shape)},")
+                    rows.append("\n".join(broken(f"{pad}    {self._constructor(site, shape)},")).lstrip())
                     shape = self._after(site)
             one = f"{pad}blocks=nn.Sequential({rows[0].rstrip(',')})," if len(rows) == 1 else ""
             if one and len(one) <= WIDTH:
@@ -336,9 +340,16 @@ class _Program:
         if "HeadMixing" in used:
             mixing = self._draw(rules["pointwise"], "weight", "in_channels", "out_channels")
             branches.append(("isinstance(module, HeadMixing)", mixing))
-        if "Conv2d" in used:
+        square = [name for name in ("Conv2d", "ConvTranspose2d") if name in used]
+        if square:
             conv = self._draw(rules["conv"], "weight", "in_channels", "out_channels")
-            branches.append(("isinstance(module, Conv2d)", conv))
+            classes = square[0] if len(square) == 1 else f"({', '.join(square)})"
+            branches.append((f"isinstance(module, {classes})", conv))
+        if "AxialConv2d" in used:
+            conv = self._draw(
+                rules["conv"], "weight", "in_channels", "out_channels", "(max(module.kernel_size) ** 0.5)"
+            )
+            branches.append(("isinstance(module, AxialConv2d)", conv))
         branches = [
             (test, [*body, "if module.bias is not None:", "    nn.init.zeros_(module.bias)"]) for test, body in branches
         ]
@@ -349,15 +360,54 @@ class _Program:
                     self._draw(rules["position_table"], "bias_table", "", ""),
                 )
             )
+        if "PositionEmbedding" in used:
+            table = self._draw(rules["position_table"], "table", "", "")
+            branches.append(("isinstance(module, PositionEmbedding)", table))
         norms = "nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm"
         branches.append((f"isinstance(module, ({norms}))", ["module.reset_parameters()"]))
+        branches += [(f"isinstance(module, {c.name})", c.learned) for c in self.emitter.classes if c.learned]
         for i, (test, body) in enumerate(branches):
             lines.append(f"    {'el' if i else ''}if {test}:")
             lines += [f"        {line}" for line in body]
         return "\n".join(lines)
 
-    def _draw(self, rule: Source, weight: str, inputs: str, outputs: str) -> list[str]:
-        """The line that fills a weight from a rule such as `normal(sqrt(2 / in_channels))`."""
+    def _labelled(self) -> list[str]:
+        """Lines that draw the weights of layers with a rule for their label."""
+        texts = "\n".join(c.text for c in self.emitter.classes)
+        linear = "nn.Linear"
+        conv = "(nn.Conv2d, nn.ConvTranspose2d)" if "ConvTranspose2d" in self.emitter.helpers else "nn.Conv2d"
+        side = "(math.prod(module.kernel_size) ** 0.5)" if "AxialConv2d" in self.emitter.helpers else ""
+        layers: list[str] = []
+        parameters: list[str] = []
+        for label, node in self.spec.init_labels.items():
+            if not re.search(rf"\bself\.{re.escape(label)}\b", texts):
+                continue  # labels of blocks that this model does not have
+            found = f'"{label}" in name.split(".")'
+            if re.search(rf"\bself\.{re.escape(label)} = nn\.Parameter", texts):
+                draw = self._draw(node.source, "parameter", "", "")
+                parameters += [f"    if {found}:", *(f"        {d.replace('module.parameter', 'value')}" for d in draw)]
+                continue
+            draws = {
+                linear: self._draw(node.source, "weight", "in_features", "out_features"),
+                conv: self._draw(node.source, "weight", "in_channels", "out_channels", *([side] if side else [])),
+            }
+            if draws[linear] == draws[conv]:  # the rule reads no sizes
+                draws = {f"(nn.Linear, {conv.strip('()')})": draws[linear]}
+            for classes, draw in draws.items():
+                layers.append(f"    if {found} and isinstance(module, {classes}):")
+                layers += [f"        {line}" for line in draw]
+        lines = ["for name, module in self.named_modules():", *layers] if layers else []
+        lines += ["for name, value in self.named_parameters():", *parameters] if parameters else []
+        return [f"        {line}" for line in lines]
+
+    def _draw(
+        self, rule: Source, weight: str, inputs: str, outputs: str, side: str = "module.kernel_size[0]"
+    ) -> list[str]:
+        """The line that fills a weight from a rule such as `normal(sqrt(2 / in_channels))`.
+
+        Args:
+            side: the side of a square kernel with as many taps as the layer's.
+        """
         expr = parse_expression(rule)
         if not isinstance(expr, syntax.Call) or expr.callee not in _DISTRIBUTIONS:
             raise Mistake(
@@ -367,7 +417,7 @@ class _Program:
         names = {
             "in_channels": f"module.{inputs}",
             "out_channels": f"module.{outputs}",
-            "kernel": "module.kernel_size[0]" if conv else "1",
+            "kernel": side if conv else "1",
             "groups": "module.groups" if conv else "1",
         }
         if not inputs:
@@ -451,16 +501,16 @@ def _with_ramps(value: Any, rate: str) -> str:
     return literal(value)
 
 
-def _runs(sites: list[Site], *, ramped: bool) -> list[tuple[int, int]]:
-    """Stretches of blocks that differ in nothing but their place on the ramp."""
+def _runs(sites: list[Site], shapes: list[Tensor], *, ramped: bool) -> list[tuple[int, int]]:
+    """Stretches of blocks that differ in nothing but their place on the ramp; `shapes` are what they get."""
 
-    def key(site: Site) -> tuple:
-        plain = tuple((k, "ramp" if ramped and isinstance(v, RampRate) else v) for k, v in site.arguments.items())
-        return (id(site.call), plain)
+    def key(i: int) -> tuple:
+        plain = tuple((k, "ramp" if ramped and isinstance(v, RampRate) else v) for k, v in sites[i].arguments.items())
+        return (id(sites[i].call), plain, shapes[i].kind, shapes[i].C)
 
     runs, first = [], 0
     for i in range(1, len(sites) + 1):
-        if i == len(sites) or key(sites[i]) != key(sites[first]) or len(list(_ramps(sites[first].arguments))) > 1:
+        if i == len(sites) or key(i) != key(first) or len(list(_ramps(sites[first].arguments))) > 1:
             runs.append((first, i))
             first = i
     return runs

@@ -6,11 +6,12 @@ import json
 import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from tokenmix.compiler.emit.formulas import is_symbolic
 
-__all__ = ["WIDTH", "docstring", "literal", "paragraphs", "quoted", "range_text", "text_of"]
+__all__ = ["WIDTH", "broken", "docstring", "literal", "paragraphs", "quoted", "range_text", "text_of"]
 
 WIDTH = 120  # columns of the emitted source
 
@@ -67,6 +68,32 @@ def text_of(value: Any) -> str:
 
 def range_text(start: Any, stop: Any) -> str:
     return f"range({stop})" if start == 0 else f"range({start}, {stop})"
+
+
+def broken(line: str) -> list[str]:
+    """A line, or where it is too long and ends with a call, that call with its arguments on lines of their own.
+
+    A comma may follow the call.
+    """
+    line, comma = (line[:-1], ",") if line.endswith("),") else (line, "")
+    if len(line + comma) <= WIDTH or not line.endswith(")"):
+        return [line + comma]
+    commas: list[int] = []
+    depth, start = 0, len(line) - 1
+    while start >= 0:
+        depth += (line[start] in ")]") - (line[start] in "([")
+        if depth == 0:
+            break
+        if depth == 1 and line[start : start + 2] == ", ":
+            commas.insert(0, start)
+        start -= 1
+    indent = line[: len(line) - len(line.lstrip())]
+    inner = f"{indent}    {line[start + 1 : -1]}"
+    if len(inner) <= WIDTH:
+        return [line[: start + 1], inner, f"{indent}){comma}"]
+    cuts = [start - 1, *commas, len(line) - 1]
+    parts = [line[a + 2 : b] for a, b in pairwise(cuts)]
+    return [line[: start + 1], *[f"{indent}    {part}," for part in parts], f"{indent}){comma}"]
 
 
 def quoted(message: str) -> str:
