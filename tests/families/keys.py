@@ -47,10 +47,10 @@ def renamed(key: str, rules: list) -> str:
 
 def copy_weights(reference: nn.Module, module: nn.Module, rules: list) -> dict[str, str]:
     """Fill `module` with the weights of `reference`; every entry of both must find its partner. Returns the key map."""
-    wanted = module.state_dict()
-    keys = {key: renamed(key, rules) for key in reference.state_dict()}
+    given, wanted = reference.state_dict(), module.state_dict()
+    keys = {key: renamed(key, rules) for key in given}
     assert set(keys.values()) == set(wanted), set(keys.values()) ^ set(wanted)
-    state = {ours: reference.state_dict()[theirs].reshape(wanted[ours].shape) for theirs, ours in keys.items()}
+    state = {ours: given[theirs].reshape(wanted[ours].shape) for theirs, ours in keys.items()}
     module.load_state_dict(state)
     return keys
 
