@@ -1,0 +1,285 @@
+"""Loading checkpoints into emitted modules: their own, and those that others publish for a family."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenmix import __version__
+from tokenmix.compiler.layouts import (
+    Layout,
+    find_layout,
+    known_layouts,
+    read_layout,
+    shipped_layouts,
+    unknown_layout,
+)
+from tokenmix.compiler.model import Model, load
+from tokenmix.compiler.spec import Spec
+from tokenmix.dsl.diagnostics import Finding, FindingsError, nearest
+from tokenmix.runtime.checkpoints import Checkpoint, CheckpointError, WeightsError, read_checkpoint
+from tokenmix.runtime.matching import Report, coverage, match
+from tokenmix.runtime.module import build, require_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "Mismatch",
+    "convert_weights",
+    "load_weights",
+    "matched",
+    "was_converted",
+]
+
+# A layout is taken for the right one if it finds this share of the weights, going by names alone.
+ENOUGH = 0.5
+
+OWN = Layout("tokenmix")
+
+
+class Mismatch(WeightsError):
+    """Checkpoint and module do not fit. `report` says what became of every weight and entry."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        advice = "\nNothing was loaded."
+        kinds = {problem.kind for problem in report.problems}
+        if kinds & {"missing", "unused", "shape"}:
+            names = dict.fromkeys(problem.name.split(".")[0] + ".*" for problem in report.problems)
+            patterns = ", ".join(f'"{name}"' for name in list(names)[:4])
+            advice += f" What may stay fresh or unused is named by patterns: allow=[{patterns}], or --allow PATTERN."
+        super().__init__(f"the checkpoint does not fit the module\n{report}{advice}")
+
+
+def load_weights(
+    module: nn.Module,
+    source: str | os.PathLike | Mapping[str, Any],
+    layout: str = "auto",
+    *,
+    allow: Iterable[str] = (),
+    entry: str | None = None,
+    spec: str | Path | Model | None = None,
+    adapt: bool = True,
+) -> Report:
+    """Load a checkpoint into an emitted module, completely or not at all.
+
+    Args:
+        module: the module, on any device and of any dtype; values are converted to those of its weights.
+        source: a file (safetensors, torch, `.pdparams`), or a state dict of tensors or numpy arrays.
+        layout: `tokenmix` for the module's own keys, `official` for the first layout of its family, the name of a
+            layout, a path to a layout file, or `auto`: the one whose names fit.
+        allow: patterns such as `head.*` of weights that may stay fresh and of entries that may stay unused.
+        entry: nested entry of the checkpoint that holds the weights. Default: as the layout says.
+        spec: the spec of a module that was not made by `build`, which remembers it; needed for its family's layouts.
+        adapt: resize position tables to another window, fit the first convolution to other input channels.
+
+    Returns:
+        A report: every weight and every entry, by what became of it.
+
+    Raises:
+        Mismatch: if anything is missing, left over or of another shape, and not allowed. The module is unchanged.
+        CheckpointError: if the file cannot be read or holds anything but weights.
+        FindingsError: if the layout file is wrong.
+    """
+    wanted = module.state_dict()
+    meta = next((key for key, tensor in wanted.items() if tensor.is_meta), None)
+    if meta is not None:
+        raise WeightsError(
+            f"{meta} lies on the meta device and can hold no values: `module.to_empty(device=...)` first"
+        )
+    checkpoint = read_checkpoint(source)
+    known = spec if spec is not None else getattr(module, "tokenmix_spec", None)
+    values, report = matched(wanted, checkpoint, layout, known, allow, entry, adapt)
+    with torch.no_grad():
+        for key, value in values.items():
+            wanted[key].copy_(value)
+    return report
+
+
+def matched(
+    wanted: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    layout: str = "auto",
+    known: str | Path | Model | None = None,
+    allow: Iterable[str] = (),
+    entry: str | None = None,
+    adapt: bool = True,
+) -> tuple[dict[str, Tensor], Report]:
+    """Values for the weights in a state dict, and the report; arguments and exceptions as in `load_weights`."""
+    spec = _spec(known)
+    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
+    if layout == "auto":
+        chosen = _fitting(wanted, checkpoint, _candidates(spec), entry)
+    else:
+        chosen = _named(layout, spec)
+    place = _entry(checkpoint, chosen, entry)
+    tensors, others = checkpoint.state(place)
+    if not tensors:
+        raise CheckpointError(f"{checkpoint.name} holds no tensors{_elsewhere(checkpoint)}")
+    values, report = match(
+        wanted, tensors, others, chosen, source=checkpoint.name, entry=place, allow=allowed, adapt=adapt
+    )
+    if report.problems:
+        raise Mismatch(report)
+    return values, report
+
+
+def _spec(known: str | Path | Model | None) -> Spec | None:
+    if known is None:
+        return None
+    return (known if isinstance(known, Model) else load(known)).spec
+
+
+def _candidates(spec: Spec | None) -> list[Layout]:
+    """The layouts to choose among: the module's own keys and what its family names. Raises `FindingsError`."""
+    return [OWN, *(_read(path) for path in (spec.layouts.values() if spec else ()))]
+
+
+def _read(path: Path) -> Layout:
+    findings: list[Finding] = []
+    layout = read_layout(path, findings)
+    if layout is None:
+        raise FindingsError(findings)
+    return layout
+
+
+def _named(name: str, spec: Spec | None) -> Layout:
+    layouts = spec.layouts if spec else {}
+    if name == "tokenmix":
+        return OWN
+    if name == "official":
+        if not layouts:
+            raise WeightsError(f"no official layout is known: {_no_layouts(spec)}")
+        return _read(next(iter(layouts.values())))
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    path = layouts.get(name) or find_layout(name, spec.source.folder if spec else Path())
+    if path is None:
+        finding = unknown_layout(name, known_layouts(["auto", "tokenmix", "official", *layouts], Path()), None)
+        raise FindingsError([finding])
+    return _read(path)
+
+
+def _no_layouts(spec: Spec | None) -> str:
+    if spec is None:
+        return "the module was not made by `tokenmix.build`; name its spec with spec=..."
+    return f"{spec.name} names no `layouts`"
+
+
+def _entry(checkpoint: Checkpoint, layout: Layout, entry: str | None) -> str | None:
+    """The nested entry that holds the weights."""
+    if entry is not None:
+        return entry
+    known = checkpoint.entries
+    preferred = next((name for name in layout.state if name in known), None)
+    if preferred is not None:
+        return preferred
+    return next(iter(known)) if len(known) == 1 and not checkpoint.state(None)[0] else None
+
+
+def _elsewhere(checkpoint: Checkpoint) -> str:
+    known = ", ".join(f"{name} ({count})" for name, count in checkpoint.entries.items())
+    return f" at its top; entries that do: {known}; choose one with entry=..." if known else ""
+
+
+def _fitting(wanted: Mapping[str, Tensor], checkpoint: Checkpoint, layouts: list[Layout], entry: str | None) -> Layout:
+    """The layout under which most weights find an entry. Raises `WeightsError` if none or several do."""
+    found = []
+    for layout in layouts:
+        tensors, _ = checkpoint.state(_entry(checkpoint, layout, entry))
+        placed, needed = coverage(wanted, tensors, layout)
+        found.append((placed / max(needed, 1), layout, placed, needed, tensors))
+    found.sort(key=lambda item: -item[0])
+    best = found[0]
+    if best[0] >= ENOUGH and (len(found) == 1 or best[0] > found[1][0]):
+        return best[1]
+    if best[0] >= ENOUGH:
+        names = " and ".join(layout.name for share, layout, *_ in found if share == best[0])
+        raise WeightsError(f"{checkpoint.name} fits several layouts equally well: {names}; choose one with layout=...")
+    if not any(tensors for *_, tensors in found):
+        raise CheckpointError(f"{checkpoint.name} holds no tensors{_elsewhere(checkpoint)}")
+    lines = [f"{checkpoint.name} fits no layout that is known for the module; weights found, going by names:"]
+    for _, layout, placed, needed, tensors in found:
+        lines.append(f"  {layout.name:20} {placed} of {needed}; {_nearest_pair(wanted, tensors, layout)}")
+    if len(layouts) == 1:
+        lines.append("  the module's own keys are all that was tried: it is not known which spec it is of (spec=...)")
+    others = [name for name in shipped_layouts() if name not in {layout.name for layout in layouts}]
+    if others:
+        lines.append(f"  layouts of other families: {', '.join(others)}")
+    raise WeightsError("\n".join(lines))
+
+
+def _nearest_pair(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: Layout) -> str:
+    """A weight without an entry and the entry whose name comes nearest."""
+    places = {target: name for name in tensors for target in layout.resolve(name)[1] or (name,)}
+    key = next((key for key in wanted if key not in places and not layout.is_fresh(key)), None)
+    if key is None:
+        return "all there"
+    near = nearest(key, places)
+    return f"no {key}" + (
+        f", nearest {places[near[0]]}" if near else f", the entries begin with {next(iter(tensors), '-')}"
+    )
+
+
+def convert_weights(
+    spec: str | Path | Model,
+    source: str | os.PathLike | Mapping[str, Any],
+    output: str | os.PathLike,
+    layout: str = "auto",
+    *,
+    allow: Iterable[str] = (),
+    entry: str | None = None,
+    features_only: bool = False,
+    adapt: bool = True,
+    **overrides: Any,
+) -> Report:
+    """Write a checkpoint as safetensors with the keys and shapes of the emitted module of a spec.
+
+    Values keep their dtype. Weights that stay fresh are left out: the file holds nothing that was drawn at random.
+    Counters such as `num_batches_tracked` are written as a new module has them.
+
+    Raises:
+        Mismatch, CheckpointError, FindingsError: as `load_weights`. Nothing is written then.
+    """
+    require_torch("safetensors")
+    from safetensors.torch import save_file
+
+    checkpoint = read_checkpoint(source)
+    module = build(spec, features_only=features_only, **overrides)
+    wanted = module.state_dict()
+    found = _spec(spec)
+    values, report = matched(wanted, checkpoint, layout, spec, allow, entry, adapt)
+    counters = {key for key, tensor in wanted.items() if not tensor.is_floating_point()} - values.keys()
+    whole = {key: values.get(key, tensor) for key, tensor in wanted.items() if key in values or key in counters}
+    tensors = {
+        key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in whole.items()
+    }
+    metadata = {"format": "pt", "tokenmix": __version__, "spec": found.name if found else "", "layout": report.layout}
+    path = Path(output)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, name, metadata)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return report
+
+
+def was_converted(path: Path) -> bool:
+    """Whether a file was written by `convert_weights`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "tokenmix" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
