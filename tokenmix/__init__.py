@@ -10,12 +10,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Finding", "FindingsError", "Model", "build", "load"]
+__all__ = ["Cost", "Finding", "FindingsError", "Model", "build", "for_inference", "load", "load_weights"]
 
 if TYPE_CHECKING:
     from tokenmix.compiler.model import Cost, Model, load
     from tokenmix.dsl.diagnostics import Finding, FindingsError
+    from tokenmix.runtime.inference import for_inference
     from tokenmix.runtime.module import build
+    from tokenmix.runtime.weights import load_weights
 
 _HOMES = {
     "Cost": "tokenmix.compiler.model",
@@ -23,7 +25,9 @@ _HOMES = {
     "FindingsError": "tokenmix.dsl.diagnostics",
     "Model": "tokenmix.compiler.model",
     "build": "tokenmix.runtime.module",
+    "for_inference": "tokenmix.runtime.inference",
     "load": "tokenmix.compiler.model",
+    "load_weights": "tokenmix.runtime.weights",
 }
 
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tokenmix.compiler.model import Model, load
+from tokenmix.compiler.spec import shipped_specs
 from tokenmix.dsl.diagnostics import FindingsError
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def build(
     *,
     num_classes: int | None = None,
     features_only: bool = False,
+    kernels: str = "fast",
+    for_inference: bool = False,
     **overrides: Any,
 ) -> nn.Module:
     """Compile a spec and build its module, freshly initialised, in training mode like any torch module.
@@ -135,6 +138,8 @@ def build(
         spec: a path, the name of a shipped spec, or a loaded model.
         num_classes: width of the classifier; 0 gives the pooled features. Default: as the spec says.
         features_only: return the four normed stage maps, (B, C, H, W) at strides 4 to 32, instead of scores.
+        kernels: "fast", or "reference" for the plain torch layers that the fast ones are compared with.
+        for_inference: fold what can be folded, as `tokenmix.for_inference` does with a module that holds weights.
         overrides: values for parameters of the spec.
 
     Raises:
@@ -146,6 +151,8 @@ def build(
         Linear(in_features=1280, out_features=10, bias=True)
     """
     require_torch()
+    if kernels not in ("fast", "reference"):
+        raise ValueError(f'kernels is "fast" or "reference", not {kernels!r}')
     if isinstance(spec, Model):
         if overrides:
             raise TypeError("give overrides to load() where a loaded model is built")
@@ -154,7 +161,7 @@ def build(
         model = load(spec, **overrides)
     if model.findings:
         raise FindingsError(model.findings)
-    module = import_source(model.source(), model.name)
+    module = import_source(model.source(standalone=kernels == "reference"), model.name)
     cls = getattr(module, class_name(model))
     arguments: dict[str, Any] = {}
     assert model.plan is not None
@@ -166,7 +173,24 @@ def build(
         if not model.plan.norms:
             raise ValueError(f"{model.name} does not say under `features` what a dense backbone puts on its maps")
         arguments["features_only"] = True
-    return cls(**arguments)
+    built = cls(**arguments)
+    # By these `load_weights` finds the layouts of the family, and `for_inference` what can be folded.
+    built.tokenmix_spec = _reference(model)
+    built.tokenmix_settings = dict(model.overrides)
+    built.tokenmix_arguments = arguments
+    if for_inference:
+        from tokenmix.runtime import inference
+
+        return inference.for_inference(built, kernels=kernels)
+    return built
+
+
+def _reference(model: Model) -> str:
+    """Name of a shipped spec, path of any other: what `load` takes."""
+    assert model.spec is not None
+    path = os.path.abspath(model.spec.source.name)
+    shipped = shipped_specs().get(Path(path).stem)
+    return path if shipped is None or os.path.abspath(shipped) != path else shipped.stem
 
 
 def class_name(model: Model) -> str:

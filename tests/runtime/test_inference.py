@@ -1,0 +1,132 @@
+"""Modules folded for inference equal the ones they were made from, and hold fewer layers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import tokenmix
+from tests.families.keys import randomise
+from tokenmix.compiler.passes import Fold, inference_model
+
+# Small members of every family, each with what its own layers need.
+MODELS = {
+    "mixformer_b0": {"depths": [1, 1, 1, 1]},
+    "atmnet_xt": {"depths": [2, 2, 2, 2]},
+    "emsnet_xxtiny": {"depths": [1, 1, 1, 1]},
+    "mat_1": {"depths": [1, 1, 1, 1]},
+    "partialformer_b0": {"depths": [1, 1, 1, 1]},
+    "resnet18": {},
+    "mobilenetv2": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(name, **settings):
+    module = tokenmix.build(name, **settings).double().eval()
+    randomise(module)
+    return module
+
+
+def same(module, folded, size=(64, 96), channels=3):
+    images = torch.randn(2, channels, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = module(images), folded(images)
+    for x, y in zip(a if isinstance(a, list) else [a], b if isinstance(b, list) else [b], strict=True):
+        assert (x - y).abs().max() <= 1e-11 * x.abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_module_equals_the_trained_one(name):
+    module = trained(name, num_classes=7, **MODELS[name])
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    folded = tokenmix.for_inference(module)
+    same(module, folded)
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    assert not folded.training and not any(p.requires_grad for p in folded.parameters())
+    assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in module.parameters())
+    norms = [sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in part.modules()) for part in (module, folded)]
+    assert norms[1] < norms[0] or norms == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["mixformer_b0", "atmnet_xt"])
+def test_dense_backbone_is_folded_too(name):
+    module = trained(name, features_only=True, **MODELS[name])
+    same(module, tokenmix.for_inference(module))
+
+
+def test_an_ordinary_convnet_keeps_no_norm():
+    folded = tokenmix.for_inference(trained("resnet18"))
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
+
+
+def test_build_folds_at_once_and_what_it_builds_can_be_copied():
+    folded = tokenmix.build("mixformer_b0", for_inference=True, depths=[1, 1, 1, 1])
+    assert "batch_norm" not in dict(folded.named_parameters()) and not folded.training
+    images = torch.randn(1, 3, 64, 64)
+    for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
+        torch.testing.assert_close(twin(images), folded(images))
+    assert folded.to(torch.bfloat16)(images.bfloat16()).isfinite().all()
+
+
+SPEC = """\
+tokenmix: 1
+name: probe
+input: [6, 9, 11]
+stages:
+  - body: probe_block()
+definitions: |
+  block probe_block(x):
+"""
+
+# Lines of a block -> the folds they allow.
+CASES = {
+    "return x |> a: conv(4, 3, bias = false) |> n: batch_norm |> gelu": [Fold("n", "a", True)],
+    "return x |> a: dwconv(3) |> n: batch_norm": [Fold("n", "a", True)],
+    "return x |> a: dwconv_transpose(3, 2) |> n: batch_norm": [Fold("n", "a", True)],
+    "return a: linear(x; 4, false) |> n: batch_norm": [Fold("n", "a", True)],
+    "return x |> n: batch_norm |> a: conv(4, kernel = 2, stride = 2, padding = 0)": [Fold("n", "a", False)],
+    "return x |> n: layer_norm |> a: linear(4)": [Fold("n", "a", False)],
+    "return x |> n: batch_norm |> a: pointwise(4) |> m: batch_norm": [Fold("n", "a", False), Fold("m", "a", True)],
+    "return x + (x |> mean |> a: pointwise(6) |> n: batch_norm)": [Fold("n", "a", True)],
+    # Zeros of the padding, other readers, and what stands between forbid it.
+    "return x |> n: batch_norm |> a: conv(4, 3)": [],
+    "return x |> n: batch_norm |> a: dwconv(3)": [],
+    "return x |> a: conv(4, 3) |> gelu |> n: batch_norm": [],
+    "y = x |> a: conv(6, 3)\n    return y + (y |> n: batch_norm)": [],
+    "return x |> n: batch_norm |> a: conv(6, kernel = 1, padding = 0, groups = 2)": [],
+    "module a = linear(6)\n    return x |> a |> n: batch_norm |> a": [],
+    "for j in 0..2:\n        x = x |> a: conv(C, 3, bias = false) |> n: batch_norm\n    return x": [
+        Fold("n", "a", True)
+    ],
+    "for i in 0..2:\n        for j in 0..2:\n            x = x |> a: conv(C, 3) |> n: batch_norm\n    return x": [
+        Fold("n", "a", True)
+    ],
+}
+
+
+@pytest.mark.parametrize("lines", CASES)
+def test_norm_is_folded_exactly_where_it_can_be(lines, tmp_path):
+    path = tmp_path / "probe.yaml"
+    path.write_text(SPEC + "".join(f"      {line}\n" for line in lines.replace("\n    ", "\n").split("\n")))
+    model = tokenmix.load(path)
+    assert model.findings == ()
+    _, folds = inference_model(model)
+    assert list(folds["probe_block"]) == CASES[lines]
+    module = trained(model)
+    folded = tokenmix.for_inference(module)
+    same(module, folded, (9, 11), channels=6)
+
+
+def test_only_modules_of_a_spec_can_be_folded():
+    with pytest.raises(TypeError, match=r"tokenmix\.build"):
+        tokenmix.for_inference(nn.Linear(2, 2))
