@@ -84,7 +84,8 @@ def _report(error: Exception) -> int:
         return EXIT_USAGE
     # Weights that do not fit are an answer, as findings are; a file that cannot be read is not what was meant.
     if any(base.__name__ == "WeightsError" for base in type(error).__mro__):
-        print(f"error: {error}", file=sys.stderr)
+        text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
+        print(f"error: {text}", file=sys.stderr)
         return EXIT_USAGE if type(error).__name__ == "CheckpointError" else EXIT_FINDINGS
     import tempfile
     import traceback

@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
     source = model.source(standalone=options.standalone)
     write_whole(output, source)
     print(_stages(model))
+    assert model.spec is not None
+    for line in model.spec.status.lines():
+        print(line)
     print(_figures(model))
     print(f"\nsource: {output} ({len(source.splitlines())} lines{', needs torch only' if options.standalone else ''})")
     misses = exact_misses(model) if not options.set else []
@@ -147,7 +150,7 @@ def _figures(model: Model) -> str:
         dims = (model.input_shape[0], *size)
         for figure in figures(model, dims):
             value = mega(figure.value) + " M" if figure.quantity == "params" else giga(figure.value) + " G"
-            verdict = "match" if figure.status == "match" else f"{figure.gap:+.1%}: {figure.note or 'no reason known'}"
+            verdict = figure.verdict + (f": {figure.note or 'no reason known'}" if figure.status == "off" else "")
             rule = "" if figure.quantity == "params" else f" ({figure.rule})"
             printed = f"printed {figure.printed} in {_table(figure.table)} at {shape(dims)}"
             lines.append(f"  {figure.quantity + rule:16} {value:>10}   {printed}: {verdict}")

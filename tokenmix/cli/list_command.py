@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 
 from tokenmix.cli.tables import table
@@ -24,37 +25,44 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         import json
 
-        print(json.dumps({"schema": 1} | {k: [{"name": n, "doc": d} for n, d in r] for k, r in rows.items()}, indent=2))
+        keys = {"specs": ("name", "kind", "doc")}
+        lists = {k: [dict(zip(keys.get(k, ("name", "doc")), r, strict=True)) for r in rs] for k, rs in rows.items()}
+        print(json.dumps({"schema": 1} | lists, indent=2))
         return 0
     parts = []
     for kind, lines in rows.items():
-        text = table([kind, "what it is"], [[name, doc] for name, doc in lines], options.format, left=(0, 1))
-        parts.append(text)
+        head = [kind, *(["kind"] if kind == "specs" else []), "what it is"]
+        parts.append(table(head, lines, options.format, left=range(len(head))))
     print("\n\n".join(parts))
     return 0
 
 
-def _specs() -> list[tuple[str, str]]:
-    from tokenmix.compiler.model import load
+def _specs() -> list[tuple[str, ...]]:
+    """Family by family: the family itself, what extends it, its ablations."""
     from tokenmix.compiler.spec import shipped_specs
+    from tokenmix.compiler.spec_reader import read_spec
 
+    kinds = ("family", "variant", "model", "ablation")
     rows = []
-    for name in shipped_specs():
-        model = load(name)
-        assert model.spec is not None, name
-        title = model.spec.paper.get("title", "")
-        rows.append((name, f"family: {title}" if model.is_family else f"{title} ({model.spec.paper.get('venue', '')})"))
-    return rows
+    for name, path in shipped_specs().items():
+        spec = read_spec(path, [])
+        assert spec is not None, name
+        is_ablation = path.parent.name == "ablations"
+        kind = "ablation" if is_ablation else "family" if spec.is_family else "variant" if spec.bases else "model"
+        title, venue = spec.paper.get("title", ""), spec.paper.get("venue", "")
+        about = _first(spec.doc.split("\n")) if is_ablation and spec.doc else f"{title} ({venue})" if venue else title
+        rows.append(((spec.family, kinds.index(kind)), (name, kind, about)))
+    return [row for _, row in sorted(rows)]
 
 
-def _blocks() -> list[tuple[str, str]]:
+def _blocks() -> list[tuple[str, ...]]:
     from tokenmix.compiler.library import Library, shipped_blocks
 
     library = Library()
     return [(name, _first(library.find(name).block.doc)) for name in sorted(shipped_blocks())]  # type: ignore[union-attr]
 
 
-def _ops() -> list[tuple[str, str]]:
+def _ops() -> list[tuple[str, ...]]:
     from tokenmix.blocks.ops import find_op, op_names
 
     return [(name, _first(find_op(name).doc.split("\n"))) for name in op_names()]  # type: ignore[union-attr]
@@ -62,7 +70,8 @@ def _ops() -> list[tuple[str, str]]:
 
 def _first(doc) -> str:
     """The first sentence of a doc comment."""
-    text = " ".join(" ".join(line for line in doc if not line.startswith("Source:")).split())
+    parts = ("Source:", "Stated:", "Forced by the numbers:", "Assumed:")
+    text = " ".join(" ".join(itertools.takewhile(lambda line: not line.startswith(parts), doc)).split())
     return re.split(r"\. (?=[A-Z`])", text)[0].rstrip(".")
 
 

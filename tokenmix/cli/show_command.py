@@ -65,8 +65,7 @@ def _parameters(model: Model) -> str:
     assert spec is not None
     title = ", ".join(spec.paper[k] for k in ("title", "venue") if k in spec.paper)
     lines = [f"{model.name}" + (f": {title}" if title else "")]
-    if spec.paper.get("status"):
-        lines.append(f"status: {spec.paper['status']}")
+    lines += spec.status.lines()
     if spec.doc:
         lines += ["", spec.doc.strip()]
     rows = []
