@@ -42,7 +42,7 @@ from tokenmix.dsl.source import Source
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-PAGES = ("language.md", "pipeline.md")
+PAGES = ("language.md", "pipeline.md", "hybrids.md")
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,7 @@ def table(heading: str) -> list[list[str]]:
 def test_page_names_every_part_of_a_source():
     (row,) = [row for row in table("Keys of a spec") if row[0] == "`source`"]
     assert {f"`{key}`" for key in spec_module.SOURCE_KEYS} == set(re.findall(r"`\w+`", row[1]))
+    assert [row[0].strip("`") for row in table("What a model rests on")] == list(spec_module.STATUS_KEYS)
 
 
 def test_pages_name_files_and_functions_that_exist():
