@@ -43,7 +43,7 @@ def test_bench_reports_every_contestant(spec, tmp_path, capsys):
     assert rows[0]["times_as_fast"] == 1.0
 
 
-@pytest.mark.parametrize("extra", [["--train"], ["--dtype", "bfloat16"], ["--size", "32x64"]])
+@pytest.mark.parametrize("extra", [["--train"], ["--dtype", "bfloat16"], ["--size", "32x64"], ["--for-inference"]])
 def test_bench_runs_every_kind_of_pass(spec, extra, capsys):
     assert main(["bench", spec, "--rounds", "1", *extra]) == 0
     out = capsys.readouterr().out
@@ -138,3 +138,9 @@ def test_reference_kernels_give_the_same_result(spec):
     with pytest.raises(ValueError, match="kernels is"):
         tokenmix.build(model, kernels="quick")
     assert Setting(1, (32, 32)).device == "cpu"
+
+
+def test_build_writes_the_folded_source(tmp_path, capsys):
+    output = tmp_path / "folded.py"
+    assert main(["build", "resnet18", "--for-inference", "-o", str(output)]) == 0
+    assert "BatchNorm2d(" not in output.read_text() and "all finite" in capsys.readouterr().out

@@ -207,7 +207,7 @@ def test_line_ends_and_byte_order_mark_do_not_matter(folder: Path, change: Any) 
     assert findings_of("tiny.yaml") == ()
     Path("tiny.yaml").write_bytes(change(TINY.replace("layer_norm", "layernorm")).encode())
     (finding,) = findings_of("tiny.yaml")
-    assert str(finding.span) == "tiny.yaml:13:33"
+    assert str(finding.span) == "tiny.yaml:17:33"
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,8 @@ def test_any_value_in_any_inner_place_gives_findings_or_a_model(folder: Path, ou
 def test_findings_exit_with_one_and_write_nothing(
     folder: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("tiny.yaml").write_text(TINY.replace("norm_mean_head(classes=10)", "norm_mean_head(clases=10"))
+    text = TINY.replace("width: 16", "width:   16")  # not canonical either
+    Path("tiny.yaml").write_text(text.replace("norm_mean_head(classes=10)", "norm_mean_head(clases=10)"))
     before = {p: p.read_bytes() for p in folder.iterdir()}
     assert main([*command.split(), "tiny.yaml"]) == 1
     assert {p: p.read_bytes() for p in folder.iterdir()} == before

@@ -38,6 +38,20 @@ def test_page_is_what_the_generator_writes(request):
     assert text == generate_ops.page(), "run `python docs/generate_ops.py` and review the difference"
 
 
+# How an input of an example comes out of a 16 x 8 x 12 image, by its kind or by its kind and dimensions.
+MADE = {
+    "map": "image |> relu",
+    "tokens": "image |> to_tokens",
+    "windows": "image |> window_partition(4)",
+    ("windows", (24, 9, 16)): "image |> unfold(3, 2, 1)",
+    "vector": "image |> mean",
+    "weight": "parameter(C)",
+    "scores": "attention_scores(image, image; heads = 2)",
+    "window_scores": "attention_scores(image |> window_partition(4), image |> window_partition(4); heads = 2)",
+    "order": "image |> token_order",
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_example_of_the_page_is_counted_as_the_page_says(name, tmp_path):
     op = find_op(name)
@@ -47,11 +61,14 @@ def test_example_of_the_page_is_counted_as_the_page_says(name, tmp_path):
     found = re.search(rf"^## {name}$.*?^example +(.*?)$", page, re.M | re.S)
     assert found is not None
     call = found[1]
-    assert {tensor.kind for tensor in inputs} <= {"map"}, "the check below makes maps only"
-    channels, height, width = inputs[0].dims if inputs else (16, 8, 12)
+    channels, height, width = next((tensor.dims for tensor in inputs if tensor.kind == "map"), (16, 8, 12))
     results = [f"y{i}" for i in range(len(outputs))]
-    joined = results[0] if len(outputs) == 1 else f"concat({', '.join(results)})"
-    lines = [f"{input} = image |> relu" for input in generate_ops.input_names(op, len(inputs))]
+    join = "concat" if len({str(output) for output in outputs}) == 1 or outputs[0].kind == "map" else "concat_tokens"
+    joined = results[0] if len(outputs) == 1 else f"{join}({', '.join(results)})"
+    lines = [
+        f"{name} = {MADE.get((tensor.kind, tensor.dims), MADE.get(tensor.kind))}"
+        for name, tensor in zip(generate_ops.input_names(op, len(inputs)), inputs, strict=True)
+    ]
     lines += [f"{', '.join(results)} = {call}", f"return {joined}" if inputs else f"return image * {joined}"]
     (tmp_path / "op.mix").write_text("block use(image):\n" + textwrap.indent("\n".join(lines) + "\n", "    "))
     (tmp_path / "op.yaml").write_text(

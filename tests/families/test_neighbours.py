@@ -180,7 +180,7 @@ def test_gradients_of_shifted_windows_are_those_of_torchvision():
 
 def test_the_authors_head_norms_the_map_and_then_averages():
     _, timms = pair("poolformer_s12")
-    module = tokenmix.build("poolformer_s12", num_classes=11).double().eval()
+    module = tokenmix.build("poolformer_s12", num_classes=11, norm_after_mean=False).double().eval()
     module.load_state_dict(timms.state_dict())
     maps = []
     module.head.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0].permute(0, 3, 1, 2)))

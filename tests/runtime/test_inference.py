@@ -130,3 +130,11 @@ def test_norm_is_folded_exactly_where_it_can_be(lines, tmp_path):
 def test_only_modules_of_a_spec_can_be_folded():
     with pytest.raises(TypeError, match=r"tokenmix\.build"):
         tokenmix.for_inference(nn.Linear(2, 2))
+
+
+def test_weights_are_loaded_before_folding():
+    from tokenmix.runtime.checkpoints import WeightsError
+
+    folded = tokenmix.build("resnet18", for_inference=True)
+    with pytest.raises(WeightsError, match="load the weights first"):
+        tokenmix.load_weights(folded, tokenmix.build("resnet18").state_dict())

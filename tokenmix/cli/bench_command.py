@@ -33,7 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of weights and images",
     )
     parser.add_argument("--mode", choices=("eager", "compile"), default="eager", help="compile: with torch.compile")
-    parser.add_argument("--train", action="store_true", help="forward and backward instead of evaluation")
+    passes = parser.add_mutually_exclusive_group()
+    passes.add_argument("--train", action="store_true", help="forward and backward instead of evaluation")
+    passes.add_argument("--for-inference", action="store_true", help="fold the specs' own modules first")
     parser.add_argument(
         "--against", metavar="WHAT", action="append", default=[],
         help="reference (plain torch layers), timm:NAME or FILE.py:CLASS; may be repeated",
@@ -75,7 +77,13 @@ def run(options: argparse.Namespace) -> int:
             for size in options.size or [model.input_shape[1:]]:
                 for batch in options.batch:
                     setting = Setting(
-                        batch, size, options.device, options.dtype, options.mode == "compile", options.train
+                        batch,
+                        size,
+                        options.device,
+                        options.dtype,
+                        options.mode == "compile",
+                        options.train,
+                        options.for_inference,
                     )
                     try:
                         timings = bench(model, setting, options.against, rounds=options.rounds, progress=_progress)
@@ -106,9 +114,15 @@ def _facts(options: argparse.Namespace, bandwidth: float) -> dict[str, str]:
     facts = {
         "machine": torch.cuda.get_device_name() if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "pass": f"{'training step' if options.train else 'evaluation'}, {options.dtype}, {options.mode}",
+        "pass": f"{_pass(options)}, {options.dtype}, {options.mode}",
     }
     return facts | ({"copy": f"{bandwidth / 1e9:.0f} GB/s"} if bandwidth else {})
+
+
+def _pass(options: argparse.Namespace) -> str:
+    if options.train:
+        return "training step"
+    return "evaluation, folded for inference" if options.for_inference else "evaluation"
 
 
 def _processor() -> str:

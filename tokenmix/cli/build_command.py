@@ -28,6 +28,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where the source goes (default ./NAME.py)")
     parser.add_argument("--standalone", action="store_true", help="write a source that needs nothing but torch")
     parser.add_argument(
+        "--for-inference",
+        action="store_true",
+        help="fold norms into their neighbours; weights are folded by for_inference",
+    )
+    parser.add_argument(
         "--image",
         metavar="FILE",
         type=Path,
@@ -53,7 +58,12 @@ def run(options: argparse.Namespace) -> int:
     if options.image is not None and not options.image.is_file():
         print(f"error: there is no picture {options.image}", file=sys.stderr)
         return 2
-    source = model.source(standalone=options.standalone)
+    printed = model
+    if options.for_inference:
+        from tokenmix.compiler.passes import inference_model
+
+        printed, _ = inference_model(model)
+    source = printed.source(standalone=options.standalone)
     write_whole(output, source)
     print(_stages(model))
     assert model.spec is not None

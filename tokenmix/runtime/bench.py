@@ -49,6 +49,7 @@ class Setting:
         dtype: of weights and images.
         compiled: whether `torch.compile` is put around the modules.
         train: a pass is forward and backward with fresh gradients; else forward in evaluation mode.
+        folded: whether the spec's own module is folded for inference; its opponents are not.
     """
 
     batch: int
@@ -57,6 +58,7 @@ class Setting:
     dtype: str = "float32"
     compiled: bool = False
     train: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def bench(
         rounds: timed passes of each, after two that are not.
         progress: told in a word what is being done.
     """
-    modules = {model.name: build(model)}
+    modules = {model.name: build(model, for_inference=setting.folded)}
     for name in against:
         progress(f"building {name}")
         modules[name] = opponent(name, model)

@@ -87,6 +87,8 @@ def load_weights(
         CheckpointError: if the file cannot be read or holds anything but weights.
         FindingsError: if the layout file is wrong.
     """
+    if getattr(module, "tokenmix_folded", False):
+        raise WeightsError("this module is folded for inference: load the weights first, then tokenmix.for_inference")
     wanted = module.state_dict()
     meta = next((key for key, tensor in wanted.items() if tensor.is_meta), None)
     if meta is not None:
