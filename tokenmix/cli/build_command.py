@@ -155,22 +155,29 @@ def _stages(model: Model) -> str:
 def _figures(model: Model) -> str:
     from tokenmix.compiler.report import figures, report_sizes
 
-    lines = []
+    found: dict[tuple[str, str, str], list[str]] = {}  # figures that several tables print stand in one line
     for size in report_sizes(model):
         dims = (model.input_shape[0], *size)
         for figure in figures(model, dims):
             value = mega(figure.value) + " M" if figure.quantity == "params" else giga(figure.value) + " G"
             verdict = figure.verdict + (f": {figure.note or 'no reason known'}" if figure.status == "off" else "")
             rule = "" if figure.quantity == "params" else f" ({figure.rule})"
-            printed = f"printed {figure.printed} in {_table(figure.table)} at {shape(dims)}"
-            lines.append(f"  {figure.quantity + rule:16} {value:>10}   {printed}: {verdict}")
+            key = (f"  {figure.quantity + rule:16} {value:>10}   printed {figure.printed}", shape(dims), verdict)
+            found.setdefault(key, []).append(figure.table)
+    lines = [f"{head} in {_tables(names)} at {dims}: {verdict}" for (head, dims, verdict), names in found.items()]
     if not lines:
         return "no printed figures to compare with"
     return "against the paper:\n" + "\n".join(lines)
 
 
-def _table(name: str) -> str:
-    return f"table {name}" if name[:1].isdigit() else name
+def _tables(names: list[str]) -> str:
+    """`table 3.1`, `tables 3.1, 3.2`, `README and table 4`: sources of a figure in words."""
+    names = list(dict.fromkeys(names))
+    numbers = [n for n in names if n[:1].isdigit()]
+    others = [n for n in names if not n[:1].isdigit()]
+    head = "table " if len(numbers) == 1 else "tables "
+    parts = [head + ", ".join(numbers)] if numbers else []
+    return " and ".join([*others, *parts])
 
 
 def _run(model: Model, source: str, options: argparse.Namespace) -> int:

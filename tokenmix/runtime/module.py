@@ -130,6 +130,7 @@ def build(
     features_only: bool = False,
     kernels: str = "fast",
     for_inference: bool = False,
+    checkpoint: bool = False,
     **overrides: Any,
 ) -> nn.Module:
     """Compile a spec and build its module, freshly initialised, in training mode like any torch module.
@@ -140,6 +141,7 @@ def build(
         features_only: return the four normed stage maps, (B, C, H, W) at strides 4 to 32, instead of scores.
         kernels: "fast", or "reference" for the plain torch layers that the fast ones are compared with.
         for_inference: fold what can be folded, as `tokenmix.for_inference` does with a module that holds weights.
+        checkpoint: do not keep the activations of blocks for the backward pass but compute them anew, block by block.
         overrides: values for parameters of the spec.
 
     Raises:
@@ -178,6 +180,11 @@ def build(
     built.tokenmix_spec = _reference(model)
     built.tokenmix_settings = dict(model.overrides)
     built.tokenmix_arguments = arguments
+    if checkpoint:
+        if for_inference:
+            raise ValueError("checkpoint saves memory of training, for_inference is for evaluation: choose one")
+        for stage in built.stages:
+            stage.checkpointed = True
     if for_inference:
         from tokenmix.runtime import inference
 

@@ -17,6 +17,7 @@ HELPERS: dict[str, str] = {
     "GroupNorm": "channels_last",
     "Pointwise": "channels_last",
     "PositionEmbedding": "positions",
+    "Stage": "stage",
     "WindowAttention": "window_attention",
     "attention": "attention",
     "attention_scores": "attention",

@@ -13,6 +13,7 @@ from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.classes import Emitter
 from tokenmix.compiler.emit.formulas import Leaf, Recorder, Symbol, rendering, symbol
+from tokenmix.compiler.emit.inline import definitions, import_lines
 from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.plan import Plan, Site, StagePlan, make_plan
@@ -121,19 +122,20 @@ class _Program:
 
     def _helpers(self, helpers: list[str], code: str, standalone: bool) -> tuple[str, list[str]]:
         if not standalone:
-            imports = _torch_imports(code)
             files: dict[str, list[str]] = {}
             for name in helpers:
                 file = f"tokenmix.fast.{FAST[name]}" if name in FAST else f"tokenmix.blocks.kernels.{HELPERS[name]}"
                 files.setdefault(file, []).append(name)
             lines = [f"from {file} import {', '.join(names)}" for file, names in sorted(files.items())]
-            return "", imports + ([""] if lines else []) + lines
-        parts = [
-            _definitions((_KERNELS / f"{file}.py").read_text(), set(helpers))
-            for file in sorted({HELPERS[h] for h in helpers})
-        ]
-        text = "\n\n\n".join(p for p in parts if p)
-        return text, _torch_imports(text + "\n" + code)
+            return "", import_lines(code, {}) + ([""] if lines else []) + lines
+        parts: list[str] = []
+        bound: dict[str, str] = {}
+        for file in sorted({HELPERS[h] for h in helpers}):
+            text, imported = definitions((_KERNELS / f"{file}.py").read_text(), set(helpers))
+            parts.append(text)
+            bound |= imported
+        text = "\n\n\n".join(parts)
+        return text, import_lines(text + "\n" + code, bound)
 
     # The model
 
@@ -242,7 +244,8 @@ class _Program:
 
     def _stage(self, i: int, stage: StagePlan, shape: Tensor) -> tuple[list[str], Tensor]:
         pad = " " * 16
-        lines = [f"            nn.Sequential(OrderedDict(  # stage {i + 1}"]
+        self.emitter.helpers.add("Stage")
+        lines = [f"            Stage(  # stage {i + 1}"]
         if stage.down is not None:
             lines += broken(f"{pad}down={self._constructor(stage.down, shape)},")
             shape = self._after(stage.down)
@@ -273,7 +276,7 @@ class _Program:
                 lines.append(one)
             else:
                 lines += [f"{pad}blocks=nn.Sequential(", *[f"{pad}    {row}" for row in rows], f"{pad}),"]
-        return [*lines, "            )),"], shape
+        return [*lines, "            ),"], shape
 
     def _constructor(self, site: Site, shape: Tensor, rate: str = "") -> str:
         target = self.plan.library.find(site.call.callee)
@@ -522,31 +525,3 @@ def _class_expression(expr: syntax.Expr, parameters: dict[str, Any]) -> str:
     with rendering(recorder=Recorder()):
         value = _InitEvaluator(names, "this spec").value(expr)
         return str(value) if isinstance(value, Symbol) else literal(value)
-
-
-def _torch_imports(code: str) -> list[str]:
-    lines = []
-    if re.search(r"\bmath\.", code):
-        lines.append("import math")
-    if "OrderedDict(" in code:
-        lines.append("from collections import OrderedDict")
-    if lines:
-        lines.append("")
-    if re.search(r"\btorch\.", code):
-        lines.append("import torch")
-    names = [n for n in ("Tensor", "nn") if re.search(rf"\b{n}\b", code)]
-    lines.append(f"from torch import {', '.join(names)}")
-    if re.search(r"\bF\.", code):
-        lines.append("from torch.nn import functional as F")
-    return lines
-
-
-def _definitions(source: str, wanted: set[str]) -> str:
-    """The wanted classes and functions of a helper file, without its imports."""
-    parts = re.split(r"\n\n\n(?=class |def |@)", source)[1:]
-    kept = []
-    for part in parts:
-        match = re.search(r"^(?:class|def) (\w+)", part, re.M)
-        if match and match[1] in wanted:
-            kept.append(part.rstrip())
-    return "\n\n\n".join(kept)
