@@ -1,6 +1,6 @@
 """Run the benchmark scripts one after the other and write results.json and RESULTS.md.
 
-example: python benchmarks/run_all.py                all of them, ten minutes on two cores
+example: python benchmarks/run_all.py                all of them, twenty minutes on two cores
          python benchmarks/run_all.py forward        one of them; the results of the others stay as they are
 """
 
@@ -18,6 +18,8 @@ SCRIPTS = {
     "analysis": "What a model costs",
     "emission": "From spec to module",
     "forward": "A forward pass of emitted modules",
+    "kernels": "Fast kernels",
+    "families": "Every family, folded for inference",
 }
 
 # More than this part of the processors in other hands, and threads wait for each other instead of computing.

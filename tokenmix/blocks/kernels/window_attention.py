@@ -4,7 +4,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WindowAttention"]
+__all__ = ["WindowAttention", "window_attention"]
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, window: int, per_window: bool = False
+) -> Tensor:
+    """Softmax attention, scale d**-0.5, inside w x w windows of (B, H, W, C); heads share the channels.
+
+    Args:
+        bias: added to the scores, (1, h, w*w, w*w), or with `per_window` (H/w * W/w, h or 1, w*w, w*w).
+    """
+    B, H, W, C = q.shape
+    h, w = heads, window
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if per_window:
+            bias = bias.expand(-1, h, -1, -1).reshape(1, -1, w * w, w * w)
+
+    def windows(x: Tensor) -> Tensor:
+        x = x.reshape(B, H // w, w, W // w, w, h, C // h).permute(0, 1, 3, 5, 2, 4, 6)
+        # (B * n, h, w*w, d); with a bias of its own for every window (B, n * h, w*w, d)
+        return x.reshape(*((B, -1) if per_window else (-1, h)), w * w, C // h)
+
+    x = F.scaled_dot_product_attention(windows(q), windows(k), windows(v), attn_mask=bias)
+    x = x.reshape(B, H // w, W // w, h, w, w, C // h).permute(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(B, H, W, C)
 
 
 class WindowAttention(nn.Module):
@@ -56,23 +81,12 @@ class WindowAttention(nn.Module):
         return (parts[..., :, None] != parts[..., None, :]).to(like.dtype) * -100.0
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, H, W, C = q.shape
-        h, w = self.heads, self.window
+        H, W = q.shape[1:3]
         bias = self.bias()
-        bias = bias if bias is None else bias.to(q.dtype)
-        is_masked = self.shift > 0 and max(H, W) > w
-        if is_masked:
+        if self.shift > 0 and max(H, W) > self.window:
             mask = self.mask(H, W, q)
-            bias = (mask.expand(-1, h, -1, -1) if bias is None else bias + mask).reshape(1, -1, w * w, w * w)
-
-        def windows(x: Tensor) -> Tensor:
-            x = x.reshape(B, H // w, w, W // w, w, h, C // h).permute(0, 1, 3, 5, 2, 4, 6)
-            # (B * n, h, w*w, d); with a mask of its own for every window (B, n * h, w*w, d)
-            return x.reshape(*((B, -1) if is_masked else (-1, h)), w * w, C // h)
-
-        x = F.scaled_dot_product_attention(windows(q), windows(k), windows(v), attn_mask=bias)
-        x = x.reshape(B, H // w, W // w, h, w, w, C // h).permute(0, 1, 4, 2, 5, 3, 6)
-        return x.reshape(B, H, W, C)
+            return window_attention(q, k, v, mask if bias is None else bias + mask, self.heads, self.window, True)
+        return window_attention(q, k, v, bias, self.heads, self.window)
 
     def extra_repr(self) -> str:
         shift = f", shift={self.shift}" if self.shift else ""
