@@ -25,19 +25,19 @@ EXAMPLES = {
     "axial_sample": ("axial_sample(x, x |> linear(3); axis = width)", 0, {"macs_sampling": 420}),
     "batch_norm": ("x |> batch_norm", 12, {"batch_norm": 210}),
     # Distances on a 3 x 4 grid, two groups: 6 * 3 * 4 output elements.
-    "bilinear_sample": ("bilinear_sample(x, dx, dy; outside = border)", 0, {"grid_sample": 72}),
-    "channel_mean": ("x - channel_mean(x)", 0, {"elementwise": 210}),
+    "bilinear_sample": ("bilinear_sample(x, dx, dy; outside = border)", 0, {"grid_sample": 72, "macs_sampling": 288}),
+    "channel_mean": ("x - channel_mean(x)", 0, {"mean": 210, "mean_out": 35}),
     "concat": ("concat(x, x |> relu)", 0, {}),
-    # Output 8 x 3 x 4; each element reads 3 channels (groups = 2) of a 3x3 window.
     "concat_tokens": ("concat_tokens(parameter(C), x |> to_tokens, x |> mean) |> token(36)", 0, {}),
+    # Output 8 x 3 x 4; each element reads 3 channels (groups = 2) of a 3x3 window.
     "conv": ("x |> conv(8, 3, stride = 2, groups = 2)", 8 * 3 * 9 + 8, {"macs_conv": 96 * 27, "bias_conv": 96}),
     "crop": ("x |> crop(4, 3)", 0, {}),
     "drop_path": ("x |> drop_path(0.5)", 0, {}),
     "dwconv": ("x |> dwconv(3, stride = 2, bias = false)", 54, {"macs_conv": 6 * 12 * 9}),
     # Every input element meets the 2x2 kernel of its channel; output 3 x 10 x 14.
     "dwconv_transpose": ("x |> dwconv_transpose(3, 2)", 27, {"macs_conv": 210 * 4, "bias_conv": 420}),
-    # 3 x 4 windows of 3x3 tokens.
-    "fold": ("x |> unfold(3, 2, 1) |> fold(H, W, 3, 2, 1)", 0, {"elementwise": 210}),
+    # 3 x 4 windows of 3x3 tokens, each added to its place.
+    "fold": ("x |> unfold(3, 2, 1) |> fold(H, W, 3, 2, 1)", 0, {"elementwise": 12 * 9 * 6}),
     "gather_tokens": ("gather_tokens(x, order)", 0, {}),
     "gelu": ("x |> gelu", 0, {"gelu": 210}),
     "global_avg_pool": ("x |> global_avg_pool", 0, {"adaptive_pool": 210}),
@@ -72,7 +72,7 @@ EXAMPLES = {
     "to_map": ("x |> to_tokens |> gelu |> to_map(H, W)", 0, {}),
     "to_tokens": ("x |> to_tokens |> gelu", 0, {}),
     "token": ("x |> to_tokens |> token(34)", 0, {}),
-    "token_order": ("gather_tokens(x, order)", 0, {"elementwise": 210}),
+    "token_order": ("gather_tokens(x, order)", 0, {"mean": 210, "mean_out": 35}),
     "unfold": ("x |> unfold(2, 3)", 0, {}),
     "weighted_sum": ("s |> softmax |> weighted_sum(x;)", 0, {"macs_attention": 35 * 35 * 6}),
     # Padded to 6 x 8: 12 windows of 4 tokens; table (2 * 2 - 1)**2 x 3.

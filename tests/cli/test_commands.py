@@ -11,6 +11,7 @@ import pytest
 
 from tokenmix.cli import COMMANDS, main
 from tokenmix.compiler.spec import shipped_specs
+from tokenmix.runtime.files import replacing
 
 SPECS = [str(p) for name, p in shipped_specs().items()]
 
@@ -132,6 +133,32 @@ def test_build_replaces_no_file_of_the_users(capsys, tmp_path):
     status, _, err = run(capsys, "build", "mixformer_b1")
     assert status == 1 and "TM1701" in err
     assert (tmp_path / "mixformer_b1.py").read_text() == "precious = 1\n"
+
+
+def test_files_take_the_permissions_of_the_umask_or_keep_their_own(capsys, tmp_path):
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("tokenmix:   1\nname: mine\nextends: atmnet_xt\n")
+    spec.chmod(0o600)
+    link = tmp_path / "link.yaml"
+    link.symlink_to(spec)
+    before = os.umask(0o077)
+    try:
+        assert run(capsys, "build", "atmnet_xt", "-o", "private.py")[0] == 0
+        assert run(capsys, "fmt", link)[0] == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private.py").stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink() and spec.read_text().startswith("tokenmix: 1") and spec.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link.yaml", "mine.yaml", "private.py"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.py"]
 
 
 def test_build_of_a_wrong_spec_writes_nothing(capsys, tmp_path):

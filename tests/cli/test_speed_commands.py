@@ -1,12 +1,14 @@
 """`tokenmix bench`, `profile` and `doctor`: what they report, not how fast anything is."""
 
+import argparse
 import json
 
 import pytest
 import torch
 
-from tokenmix.cli import main
-from tokenmix.runtime.bench import Setting, gemm_rate, interleaved, opponent, peak_bytes
+from tokenmix.blocks.kernels import FAST
+from tokenmix.cli import bench_command, main
+from tokenmix.runtime.bench import Setting, Timing, gemm_rate, interleaved, opponent, peak_bytes, tensor_float32
 
 SPEC = """\
 tokenmix: 1
@@ -40,7 +42,34 @@ def test_bench_reports_every_contestant(spec, tmp_path, capsys):
     ]
     assert all(len(r["times_ms"]) == 3 and r["peak_bytes"] > 0 and r["images_per_second"] > 0 for r in rows)
     assert rows[3]["macs"] == 2 * rows[0]["macs"] and "macs" not in rows[2]
-    assert rows[0]["times_as_fast"] == 1.0
+    for batch in (rows[:3], rows[3:]):
+        assert [r["time_relative_to_first"] for r in batch] == [r["median_ms"] / batch[0]["median_ms"] for r in batch]
+
+
+def test_a_rival_that_takes_twice_as_long_shows_2(capsys):
+    setting, first, rival = Setting(1, (8, 8)), Timing("ours", (1.0,), 0), Timing("rival", (2.0,), 0)
+    options = argparse.Namespace(format="table")
+    bench_command._print([(setting, first, first, 1.0), (setting, rival, first, 1.0)], {}, options)
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].split()[-1] == "2.00" and "time / first" in out and "2.00 takes twice as long" in out
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_and_products_are_rounded_alike_and_as_before_afterwards(allowed):
+    def settings():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = settings()
+    with tensor_float32(allowed):
+        assert settings() == (allowed, allowed)
+    assert settings() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("extra", [[], ["--tf32"]])
+def test_the_rounding_on_a_gpu_is_told(spec, extra, capsys):
+    assert main(["bench", spec, "--rounds", "1", "--device", "cuda", *extra]) == 0
+    assert f"tf32: {'on' if extra else 'off'} in convolutions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extra", [["--train"], ["--dtype", "bfloat16"], ["--size", "32x64"], ["--for-inference"]])
@@ -56,9 +85,12 @@ def test_bench_runs_every_kind_of_pass(spec, extra, capsys):
         ("timm:no_such_model", "timm"),
         ("nothing", '"reference", "timm:NAME" or "FILE.py:CLASS"'),
         ("missing.py:Model", "there is no file missing.py"),
+        ("broken.py:Model", "broken.py:Model cannot be made: NameError"),
     ],
 )
-def test_an_opponent_that_does_not_exist_is_refused(spec, against, message, capsys):
+def test_an_opponent_that_does_not_exist_is_refused(spec, against, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("nonsense\n")
     assert main(["bench", spec, "--against", against, "--rounds", "1"]) == 2
     assert message in capsys.readouterr().err
 
@@ -74,7 +106,9 @@ def test_bench_tells_what_is_wrong_with_a_spec(tmp_path, capsys):
 def test_a_missing_gpu_is_told(spec, capsys):
     assert main(["bench", spec, "--device", "cuda"]) == 2
     assert main(["profile", spec, "--device", "cuda"]) == 2
-    assert "no CUDA device" in capsys.readouterr().err
+    assert main(["bench", spec, "--device", "foo"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("no CUDA device") == 3 and "foo is no device" in err
 
 
 def test_profile_names_blocks_as_the_graph_does_and_writes_a_trace(spec, tmp_path, capsys):
@@ -90,10 +124,8 @@ def test_profile_names_blocks_as_the_graph_does_and_writes_a_trace(spec, tmp_pat
 def test_doctor_names_every_fast_kernel(capsys):
     assert main(["doctor", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert {(k["kernel"], k["device"]) for k in report["kernels"]} == {
-        ("axial_sample", "cpu"),
-        ("axial_sample", "cuda"),
-    }
+    named = {(k["kernel"], k["device"]) for k in report["kernels"]}
+    assert named == {(kernel, device) for kernel in FAST for device in ("cpu", "cuda")}
     assert all(k["runs"] for k in report["kernels"]) and report["machine"]["torch"] == torch.__version__
     assert main(["doctor"]) == 0 and "why not faster" in capsys.readouterr().out
 
@@ -144,3 +176,12 @@ def test_build_writes_the_folded_source(tmp_path, capsys):
     output = tmp_path / "folded.py"
     assert main(["build", "resnet18", "--for-inference", "-o", str(output)]) == 0
     assert "BatchNorm2d(" not in output.read_text() and "all finite" in capsys.readouterr().out
+
+
+def test_a_batch_too_small_to_train_is_told(tmp_path, capsys):
+    path = tmp_path / "small.yaml"
+    stage = "  - {down: 'conv(out=8, kernel=8, stride=8, padding=0)', blocks: squash}\n"
+    text = SPEC.replace("  - {blocks", f"{stage}  - {{blocks")
+    path.write_text(text + "definitions: |\n  block squash(x):\n      return x |> conv(C, 3) |> batch_norm\n")
+    assert main(["bench", str(path), "--train", "--rounds", "1"]) == 2
+    assert "give --batch 2 or more" in capsys.readouterr().err

@@ -32,7 +32,12 @@ def run(capsys, *arguments):
 
 
 def test_convert_writes_what_loads(capsys, folder):
-    status, out, err = run(capsys, "convert", "small.yaml", "small.pth", "-o", "small.safetensors")
+    before = os.umask(0o027)
+    try:
+        status, out, err = run(capsys, "convert", "small.yaml", "small.pth", "-o", "small.safetensors")
+    finally:
+        os.umask(before)
+    assert (folder / "small.safetensors").stat().st_mode & 0o777 == 0o640
     assert (status, err) == (0, "") and "loaded        249" in out and "written: small.safetensors" in out
     module = tokenmix.build("small.yaml")
     tokenmix.load_weights(module, "small.safetensors", "tokenmix")
@@ -88,6 +93,30 @@ def test_inspect_of_a_file_that_does_not_fit(capsys):
     status, out, _ = run(capsys, "inspect", "small.pth", "--spec", "mixformer_b0", "--format", "json")
     record = json.loads(out)
     assert status == 1 and record["fits"] is False and "fits no layout" in record["problem"]
+
+
+def test_inspect_answers_before_it_lists(capsys, folder):
+    _, out, _ = run(capsys, "inspect", "small.pth", "--spec", "small.yaml")
+    assert out.index("fits small.yaml") < out.index("stem.weight")
+    for flags in (("--layout", "official"), ("--allow", "head.*"), ("--dense",), ("--set", "classes=3")):
+        status, out, err = run(capsys, "inspect", "small.pth", *flags)
+        assert (status, out) == (2, "") and "--spec SPEC" in err and flags[0] in err
+    state = {key: tensor * float("nan") for key, tensor in tokenmix.build("small.yaml").state_dict().items()}
+    torch.save(state, "nan.pth")
+    assert "not finite    249" in run(capsys, "inspect", "nan.pth", "--spec", "small.yaml")[1]
+    assert "NaN or infinity in stem.weight" in run(capsys, "inspect", "nan.pth")[1]
+    assert len(json.loads(run(capsys, "inspect", "nan.pth", "--format", "json")[1])["not_finite"]) == 249
+
+
+def test_a_file_without_tensors_is_answered_alike(capsys):
+    torch.save({"epoch": 3}, "empty.pth")
+    for arguments in (
+        ("inspect", "empty.pth"),
+        ("inspect", "empty.pth", "--spec", "small.yaml"),
+        ("convert", "small.yaml", "empty.pth", "-o", "out.safetensors"),
+    ):
+        status, out, err = run(capsys, *arguments)
+        assert (status, out) == (2, "") and "empty.pth holds no tensors" in err
 
 
 def test_wrong_files_specs_and_layouts_are_answered_in_words(capsys, folder):

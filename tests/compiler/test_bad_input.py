@@ -427,6 +427,25 @@ def test_input_size_out_of_range_is_a_finding(size: Any) -> None:
         load("mixformer_b0").cost(size)
 
 
+# The last window of 12 that begins every 4 pixels is cut by the border if at least 9 pixels are there.
+@pytest.mark.parametrize(
+    ("pool", "least"),
+    [
+        ("max_pool(12)", 12),
+        ("avg_pool(12)", 12),
+        ("max_pool(12, ceil_mode = true)", 12),
+        ("max_pool(12, padding = 1, ceil_mode = true)", 10),
+        ("max_pool(12, stride = 4, ceil_mode = true)", 9),
+    ],
+)
+def test_a_map_smaller_than_the_window_of_a_pool_is_a_finding(folder: Path, pool: str, least: int) -> None:
+    text = "tokenmix: 1\nname: pool\ninput: [8, {}, 16]\nstages: [{{blocks: pooled()}}]\n"
+    text += "definitions: |\n  block pooled(x):\n      return x |> {}\n"
+    for height in (least, least - 1):
+        Path("pool.yaml").write_text(text.format(height, pool))
+        assert ids(findings_of("pool.yaml")) == (["TM1404"] if height < least else [])
+
+
 @pytest.mark.parametrize(
     "size",
     ["", "x", "224x", "1x2x3", "٣", "-3", "1e3", None, 2.5, (1, 2, 3), (1,), "9" * 30, {}, (None, 3), ("a", "b")],

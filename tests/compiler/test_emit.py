@@ -320,7 +320,7 @@ def test_labels_have_initial_weights_of_their_own(tmp_path):
         block inner(x):
             return x |> layer_norm |> conv(C, 1)
     """
-    labels = "{steps: zeros(), spread: constant(kernel * groups), last: constant(in_channels), absent: ones()}"
+    labels = "{steps: zeros(), spread: constant(kernel * groups), last: constant(in_channels)}"
     extra = f"init: {{linear: constant(0.5), conv: constant(0.25), labels: {labels}}}"
     model = load(tmp_path, definitions, extra=extra)
     _, module, _ = run(model)
@@ -331,7 +331,6 @@ def test_labels_have_initial_weights_of_their_own(tmp_path):
             **{"last.layer_norm.weight": {1}, "last.conv.weight": {8}},
             **{"linear.weight": {0.5}, "absent_minded.weight": {0.5}},
         }
-    assert '"absent"' not in model.source()
     model = load(tmp_path, definitions, extra=extra.replace("zeros()", "zero()"))
     assert [f.id for f in model.findings] == ["TM1206"]
 
@@ -391,6 +390,13 @@ def test_a_block_in_the_place_of_another_need_not_read_all_it_is_given(tmp_path)
     assert [f.id for f in model.findings] == ["TM1207"]
     model = load(tmp_path, "block mlp(x; expand: int = 4, other: int = 1):\n    return x\n", "mlp(expand=2)")
     assert [f.message for f in model.findings] == ["the hyperparameter `other` is never used"]
+
+
+def test_a_class_without_weights_has_no_constructor(tmp_path):
+    model = load(tmp_path, "## Twice.\nblock mixer(x):\n    return x + x\n")
+    assert emitted_class(model, "Mixer").splitlines()[:4] == [
+        "class Mixer(nn.Module):", '    """Twice."""', "", "    def forward(self, x: Tensor) -> Tensor:"
+    ]  # fmt: skip
 
 
 def test_a_long_constructor_is_broken_into_lines(tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 
 import tokenmix
+from tokenmix.blocks.op import Tensor
+from tokenmix.blocks.ops import find_op
 from tokenmix.compiler.liveness import live_bytes
 from tokenmix.compiler.report import compare, exact_misses, figures, report_sizes, rows_by
 from tokenmix.compiler.spec import printed_number, shipped_specs
@@ -134,6 +136,13 @@ def test_a_status_tells_apart_what_is_stated_forced_and_assumed(tmp_path):
     assert "A reconstruction.\nStated: depths.\nForced by the numbers: widths.\nAssumed: heads.\n" in source
 
 
+@pytest.mark.parametrize("year", ["2023", '"2023"'])
+def test_a_year_may_stand_in_quotes(tmp_path, year):
+    (tmp_path / "rebuilt.yaml").write_text(STATUS.replace("{title: T,", f"{{title: T, year: {year},"))
+    assert tokenmix.load(tmp_path / "rebuilt.yaml").spec.paper["year"] == "2023"
+    assert tokenmix.load("mat").spec.paper["year"] == tokenmix.load("emsnet").spec.paper["year"] == "2023"
+
+
 def test_a_status_has_no_other_parts(tmp_path):
     (tmp_path / "rebuilt.yaml").write_text(STATUS.replace("stated", "statd"))
     (finding,) = tokenmix.load(tmp_path / "rebuilt.yaml").findings
@@ -220,6 +229,20 @@ def test_the_verifier_notices_what_must_not_be():
     broken.remove_edge("head.classifier", "output")
     with pytest.raises(GraphError, match="never reaches"):
         verify(broken)
+    broken = graph.copy()
+    broken.nodes["stem.norm1"]["outputs"] = (Tensor("map", (12, -3, 5)),)
+    with pytest.raises(GraphError, match="is no shape"):
+        verify(broken)
+
+
+def test_a_shape_rule_that_gives_no_shape_is_noticed_where_its_op_is_placed(tmp_path, monkeypatch):
+    monkeypatch.setattr(find_op("max_pool"), "check", lambda *_, **__: None)
+    (tmp_path / "m.yaml").write_text(
+        "tokenmix: 1\nname: m\ninput: [8, 8, 8]\nstages: [{blocks: pooled()}]\n"
+        "definitions: |\n  block pooled(x):\n      return x |> max_pool(12, ceil_mode = true)\n"
+    )
+    with pytest.raises(GraphError, match="max_pool"):
+        tokenmix.load(tmp_path / "m.yaml").elaborate()
 
 
 def test_a_deep_stage_is_analysed_once():

@@ -71,6 +71,32 @@ def test_a_gate_that_is_left_out_is_a_gate_of_one(choice):
         assert close(module(x), reference(x))
 
 
+def test_only_the_channel_gate_wants_a_multiple_of_8():
+    settings = SMALL_MIXFORMER | {"channels": [20, 36, 68, 132], "heads": [1, 2, 2, 2]}
+    found = {
+        choice: [f.message for f in tokenmix.load("mixformer_b1", **settings, interactions=choice).findings]
+        for choice in ("both", "channel", "spatial", "none")
+    }
+    wanted = ["block `mixing_attention`: the channel gate reduces the channels by 8"]
+    assert found == {"both": wanted, "channel": wanted, "spatial": [], "none": []}
+
+
+def test_a_model_without_position_encoders_is_one_whose_encoders_give_nothing():
+    settings = SMALL_ATMNET | {"classes": 5}
+    plain = tokenmix.build(tokenmix.load("atmnet_t", **settings)).double().eval()
+    module = tokenmix.build(tokenmix.load("atmnet_t_no_position", **settings)).double().eval()
+    randomise(plain)
+    state = plain.state_dict()
+    encoders = {k for k in state if ".pos." in k}
+    assert encoders and set(module.state_dict()) == set(state) - encoders
+    with torch.no_grad():
+        for key in encoders:
+            state[key].zero_()
+        module.load_state_dict({k: v for k, v in state.items() if k not in encoders})
+        x = images(1, (64, 96))
+        assert close(module(x), plain(x))
+
+
 def test_shifting_changes_the_scores():
     reference, plain = mixformer(ablations.Shifted), mixformer(ablations.mixformer.MixFormer)
     for model in (reference, plain):

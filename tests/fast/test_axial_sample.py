@@ -98,6 +98,19 @@ def test_cpp_takes_every_dtype(cpp, dtype, axis):
         close(ours, expected)
 
 
+@pytest.mark.parametrize("axis", ["height", "width"])
+@pytest.mark.parametrize(("dtype", "other"), [(torch.float64, torch.float64), (torch.float64, torch.float32)])
+def test_what_triton_cannot_compute_goes_to_the_reference(triton_kernels, dtype, other, axis):
+    x, offsets = drawn(6, 5, 12, 6, dtype)
+    offsets = offsets.to(other)
+    grad = torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)
+    ours = fast._triton_forward(x, offsets, axis), *fast._triton_backward(grad, x, offsets, axis)
+    for mine, expected in zip(ours, truth(x, offsets, axis, grad), strict=True):
+        close(mine, expected)
+    wide = torch.empty(1, 2**16, 2**16, 1, device="meta")
+    assert fast._suits_triton(x.float(), offsets.float()) and not fast._suits_triton(wide, wide)
+
+
 def test_strided_input_is_read_right(kernel):
     x, offsets = drawn(6, 9, 8, 4)
     forward, backward = kernel
@@ -204,3 +217,45 @@ def test_the_op_on_a_gpu_equals_the_reference(case, axis):
     results = (y.detach(), *torch.autograd.grad(y, (a, b), grad.cuda()))
     for ours, expected in zip(results, truth(x, offsets, axis, grad), strict=True):
         close(ours.cpu(), expected)
+
+
+@pytest.mark.parametrize("axis", ["height", "width"])
+def test_images_that_lie_beyond_2_31_elements_are_found(triton_kernels, axis):
+    x, offsets = drawn(3, 4, 6, 3)
+    wide = torch.empty(2**31 + 36, dtype=torch.bfloat16).as_strided((3, 3, 4, 3), (2**30, 12, 3, 1))  # hardly touched
+    wide.copy_(offsets[[0, 1, 0]])
+    x = x[[0, 1, 0]]
+    close(triton_kernels[0](x, wide, axis), reference(x, wide.float(), axis))
+
+
+def test_kernels_compile_for_a_gpu():
+    """Here without one: what the interpreter lets pass may be no sound program."""
+    pytest.importorskip("triton")
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tokenmix.fast import axial_sample_triton as kernels
+for kernel, pointers in ((kernels._forward, 3), (kernels._backward, 5)):
+    names = kernel.arg_names
+    signature = {name: "*fp32" if i < pointers else "i32" for i, name in enumerate(names)}
+    constants = {"S": 2, "BLOCK_N": 16, "BLOCK_C": 64}
+    signature |= dict.fromkeys(constants, "constexpr")
+    places = {(names.index(name),): value for name, value in constants.items()}
+    triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 80, 32))
+print("compiled")
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "compiled", done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_maps_of_more_than_2_31_elements_are_indexed_right():
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("too little memory on the GPU")
+    x = torch.zeros(2**20 + 1, 1, 2, 1024, dtype=torch.bfloat16, device="cuda")
+    x[-1] = torch.randn(1, 2, 1024)
+    offsets = torch.full((2**20 + 1, 1, 2, 1), 0.5, device="cuda")
+    y = torch.ops.tokenmix.axial_sample(x, offsets, "width")
+    close(y[-1:].cpu(), reference(x[-1:].cpu(), offsets[-1:].cpu(), "width"))

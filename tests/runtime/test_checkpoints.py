@@ -67,6 +67,16 @@ def test_paddles_pairs_of_name_and_array_are_arrays(tmp_path):
     assert read_checkpoint(path).state(None)[0]["a"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_kind_is_told_by_the_first_bytes_whatever_the_name(legacy, tmp_path):
+    state = {"a": torch.arange(3.0)}
+    torch.save(state, tmp_path / "torch.safetensors", _use_new_zipfile_serialization=not legacy)
+    safetensors.torch.save_file(state, tmp_path / "safe.pth")
+    for name, kind in (("torch.safetensors", "torch"), ("safe.pth", "safetensors")):
+        checkpoint = read_checkpoint(tmp_path / name)
+        assert checkpoint.kind == kind and torch.equal(checkpoint.state(None)[0]["a"], state["a"])
+
+
 class Calls:
     """Pickles as a call of a function."""
 
@@ -89,6 +99,7 @@ def named(module, name):
     return f"c{module}\n{name}\n".encode()
 
 
+BUFFER = named("numpy._core.numeric", "_frombuffer")
 RECONSTRUCT = named("numpy._core.multiarray", "_reconstruct")
 HOSTILE = {
     "os.system": (pickle.dumps(Calls(os.system, "touch PWNED")), "posix.system"),
@@ -123,6 +134,9 @@ HOSTILE = {
     "second state": (raw(numpy.ones(3), (1, (3,), 1, False, b""), b"b"), "state of a PickledArray"),
     "list for a dict": (raw([], b"K\x01K\x01s"), "fills a list"),
     "key of tuples": (raw(b"}", b")\x940", b"h\x00h\x00\x86", b"K\x01s"), "a key is a tuple"),
+    "key of many digits": (pickle.dumps({10**5000: 1}, 4), "a number of 16610 bits"),
+    "many arguments": (raw(named("numpy", "dtype"), tuple(range(100)), b"R"), "`dtype`"),
+    "long dtype": (raw(named("numpy", "dtype"), b"X\xff\x00\x00\x00" + b"<" * 253 + b"f4", b"\x85R"), "dtype <<<"),
     "codec": (raw(named("_codecs", "encode"), b"\x8c\x01a\x8c\x03zip\x86R"), "`encode`"),
 }  # fmt: skip
 
@@ -167,6 +181,10 @@ BOMBS = {
     "two objects": b"\x80\x04NN.",
     "no such instruction": b"\x80\x04\xff.",
     "an unknown place in the memo": b"\x80\x04h\x05.",
+    "an array that is never filled": raw(RECONSTRUCT, named("numpy", "ndarray"), b"K\x00\x85C\x01b\x87R"),
+    "an empty array with sides that nothing can address": raw(
+        BUFFER, b"(C\x00", named("numpy", "dtype"), b"\x8c\x02f8\x85R", (0, 2**47, 2**47), b"\x8c\x01Ct", b"R",
+    ),
 }  # fmt: skip
 
 
@@ -183,6 +201,52 @@ def test_lies_about_sizes_are_found_before_memory_is_taken(case, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+# Objects of the memo that are converted, copied or put into arrays again and again.
+MEBI = 2**20
+COUNT = 1500
+UNFOLDING = {
+    "one text encoded": (b"X", b"h\x00X\x06\x00\x00\x00latin1\x86R", named("_codecs", "encode")),
+    "one byte array in arrays": (b"\x96", b"(h\x00h\x02(J\x00\x00\x10\x00tX\x01\x00\x00\x00CtR", BUFFER),
+    "bytes in arrays": (b"B", b"(h\x00h\x02(J\x00\x00\x10\x00tX\x01\x00\x00\x00CtR", BUFFER),
+    "one list made a tuple": (b"(", b"h\x00\x85R", named("builtins", "tuple")),
+}
+
+
+@pytest.mark.parametrize("case", UNFOLDING)
+def test_a_small_file_does_not_fill_the_memory(case, tmp_path):
+    import tracemalloc
+
+    kind, call, function = UNFOLDING[case]
+    length = struct.pack("<Q", MEBI) if kind == b"\x96" else struct.pack("<I", MEBI)
+    seed = b"(" + b"N" * (MEBI // 8) + b"l" if kind == b"(" else kind + length + b"x" * MEBI
+    path = tmp_path / "weights.pdparams"
+    start = (
+        b"\x80\x05" + seed + b"\x940" + function + b"\x940" + named("numpy", "dtype") + b"X\x02\x00\x00\x00u1\x85R\x940"
+    )
+    path.write_bytes(
+        start + b"}(" + b"".join(b"J" + struct.pack("<i", i) + b"h\x01" + call for i in range(COUNT)) + b"u."
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="unfolds to more than 2 times its size"):
+            read_checkpoint(path).state(None)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_array_under_many_names_is_one_tensor(tmp_path):
+    array = numpy.ones(1000)
+    path = tmp_path / "weights.pdparams"
+    path.write_bytes(pickle.dumps({f"w{i}": array for i in range(50)}, 4))
+    tensors, _ = read_checkpoint(path).state(None)
+    assert len(tensors) == 50 and len({tensor.data_ptr() for tensor in tensors.values()}) == 1
+    cut = {"big": {"OriginShape": (50_000,), "slices": [f"w{i}" for i in range(50)]}}
+    path.write_bytes(pickle.dumps({**{f"w{i}": array for i in range(50)}, "UnpackBigParamInfor@@": cut}, 4))
+    with pytest.raises(CheckpointError, match="make no whole array"):
+        read_checkpoint(path)
 
 
 def test_a_high_place_in_the_memo_takes_no_room(tmp_path):
@@ -264,6 +328,8 @@ def contents():
     yield "short.safetensors", b"abc", "cut off or no safetensors file"
     yield "list.pdparams", pickle.dumps([1, 2]), "holds a list"
     yield "numbers.pdparams", pickle.dumps({1: 2}), "names of weights are texts"
+    cut = {"big": {"OriginShape": (float("inf"),), "slices": ["a"]}}
+    yield "cut.pdparams", pickle.dumps({"a": numpy.ones(2), "UnpackBigParamInfor@@": cut}, 4), "make no whole array"
     archive = io.BytesIO()
     numpy.savez(archive, a=numpy.ones(2))
     yield "a.npz", archive.getvalue(), "archive of numpy"
@@ -275,6 +341,13 @@ def test_files_that_are_no_checkpoints_get_one_clear_error(name, data, message, 
     with pytest.raises(CheckpointError, match=message) as caught:
         read_checkpoint(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_that_cannot_be_shown_are_refused_wherever_they_stand():
+    with pytest.raises(CheckpointError, match="entry model has a key of type int"):
+        read_checkpoint({"model": {10**5000: torch.ones(2)}}).state("model")
+    with pytest.raises(CheckpointError, match="the state dict has a key of type int"):
+        read_checkpoint({10**5000: torch.ones(2)})
 
 
 def files_to_damage():

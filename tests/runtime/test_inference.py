@@ -10,6 +10,8 @@ from torch import nn
 import tokenmix
 from tests.families.keys import randomise
 from tokenmix.compiler.passes import Fold, inference_model
+from tokenmix.compiler.spec import shipped_specs
+from tokenmix.compiler.spec_reader import read_spec
 
 # Small members of every family, each with what its own layers need.
 MODELS = {
@@ -71,11 +73,18 @@ def test_an_ordinary_convnet_keeps_no_norm():
 
 def test_build_folds_at_once_and_what_it_builds_can_be_copied():
     folded = tokenmix.build("mixformer_b0", for_inference=True, depths=[1, 1, 1, 1])
-    assert "batch_norm" not in dict(folded.named_parameters()) and not folded.training
+    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules()) == 4  # 23 in training
+    assert not folded.training
     images = torch.randn(1, 3, 64, 64)
     for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
         torch.testing.assert_close(twin(images), folded(images))
     assert folded.to(torch.bfloat16)(images.bfloat16()).isfinite().all()
+
+
+def test_wrappers_are_left_out():
+    module = trained("atmnet_xt", **MODELS["atmnet_xt"])
+    for wrapped in (torch.compile(module), nn.DataParallel(module)):
+        same(module, tokenmix.for_inference(wrapped))
 
 
 SPEC = """\
@@ -104,6 +113,14 @@ CASES = {
     "return x |> a: conv(4, 3) |> gelu |> n: batch_norm": [],
     "y = x |> a: conv(6, 3)\n    return y + (y |> n: batch_norm)": [],
     "return x |> n: batch_norm |> a: conv(6, kernel = 1, padding = 0, groups = 2)": [],
+    "return x |> n: layer_norm(affine = false) |> a: linear(4, bias = false)": [],
+    "if C > 3:\n        x = x |> n: batch_norm |> a: pointwise(C)\n"
+    "    else:\n        x = x |> a: pointwise(C) |> n: batch_norm\n    return x": [
+        Fold("n", "a", False),
+        Fold("n", "a", True),
+    ],
+    "if C > 9:\n        x = x |> n: batch_norm |> a: pointwise(C)\n"
+    "    else:\n        x = x |> a: pointwise(C) |> gelu |> n: batch_norm\n    return x": [Fold("n", "a", False)],
     "module a = linear(6)\n    return x |> a |> n: batch_norm |> a": [],
     "for j in 0..2:\n        x = x |> a: conv(C, 3, bias = false) |> n: batch_norm\n    return x": [
         Fold("n", "a", True)
@@ -138,3 +155,51 @@ def test_weights_are_loaded_before_folding():
     folded = tokenmix.build("resnet18", for_inference=True)
     with pytest.raises(WeightsError, match="load the weights first"):
         tokenmix.load_weights(folded, tokenmix.build("resnet18").state_dict())
+
+
+# Everything shipped, and every way of every choice: shallow where the spec lets it be.
+def _cases():
+    for name, path in sorted(shipped_specs().items()):
+        spec = read_spec(path, [])
+        if spec.is_family:
+            continue
+        yield name, {}
+        if path.parent.name != "ablations" or "depths" in spec.values:
+            continue
+        for parameter in spec.parameters.values():
+            words = parameter.type.names if parameter.type is not None else ()
+            if len(words) > 1:
+                yield from ((name, {parameter.name: word}) for word in words)
+
+
+@pytest.mark.parametrize(("name", "settings"), list(_cases()), ids=str)
+def test_whatever_is_shipped_can_be_folded(name, settings):
+    """Layer by layer of the folded source, every weight finds its place; values are compared above."""
+    model = tokenmix.load(name, **settings)
+    shape = model.input_shape
+    if model.cost(shape[1:]).params > 30e6:
+        pytest.skip("a larger variant of a family that is here")
+    with torch.device("meta"):
+        module = tokenmix.build(model)
+    module = module.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.fill_(1)
+    folded = tokenmix.for_inference(module)
+    assert sum(1 for _ in folded.state_dict()) <= sum(1 for _ in module.state_dict())
+
+
+def test_a_folded_module_takes_no_other_tables_and_is_folded_once():
+    folded = tokenmix.build("mixformer_b0", for_inference=True, depths=[1, 1, 1, 1])
+    assert not any("bias_table" in key for key in folded.state_dict())
+    assert tokenmix.for_inference(folded) is folded
+
+
+def test_a_spec_that_changed_since_the_module_was_built_is_refused(tmp_path):
+    path = tmp_path / "probe.yaml"
+    text = SPEC + "      return x |> a: conv(C, 3, bias = false) |> n: batch_norm\n"
+    path.write_text(text)
+    module = tokenmix.build(path)
+    path.write_text(text.replace("conv(C, 3", "conv(C, 5"))
+    with pytest.raises(TypeError, match="changed since"):
+        tokenmix.for_inference(module)

@@ -173,3 +173,16 @@ def test_wrong_arguments_of_build_are_told():
         tokenmix.build("mixformer_b9")
     with pytest.raises(TypeError):
         tokenmix.build(tokenmix.load("mixformer_b0"), window=5)
+
+
+@pytest.mark.parametrize(("number", "error"), [(-1, ValueError), ("a", TypeError), (2.5, TypeError), (True, TypeError)])
+def test_num_classes_is_held_against_the_parameter_of_the_spec(number, error):
+    with pytest.raises(error, match=rf"`classes` of atmnet_xt, a whole number, at least 0; got {number!r}"):
+        tokenmix.build("atmnet_xt", num_classes=number)
+
+
+def test_num_classes_and_classes_are_not_both_given():
+    with pytest.raises(TypeError, match="num_classes and classes say the same"):
+        tokenmix.build("atmnet_xt", num_classes=3, classes=3)
+    small = tokenmix.build("atmnet_xt", num_classes=torch.tensor(3).numpy()[()])  # an integer of numpy
+    assert small.head.classifier.out_features == 3

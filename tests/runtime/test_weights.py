@@ -165,13 +165,14 @@ def test_other_classes_need_a_pattern_and_leave_the_head_fresh(tmp_path):
         load_weights(module, path)
     assert {p.name for p in caught.value.report.problems} == {"head.classifier.weight", "head.classifier.bias"}
     assert 'allow=["head.*"]' in str(caught.value)
-    assert "head.classifier.weight is [5, 1280]; head.weight is [1280, 11], transposed [11, 1280]" in str(caught.value)
+    shapes = "the module's head.classifier.weight is [5, 1280]; the checkpoint's head.weight is [1280, 11]"
+    assert f"{shapes}, transposed [11, 1280]" in str(caught.value)
     assert all(torch.equal(module.state_dict()[key], tensor) for key, tensor in before.items()), "half loaded"
     report = load_weights(module, path, allow=["head.classifier.*"])
     assert torch.equal(module.head.classifier.weight, before["head.classifier.weight"])
     assert torch.equal(module.head.last_proj.weight, made.last_proj.weight)
     assert [left.name for left in report.fresh][-2:] == ["head.classifier.weight", "head.classifier.bias"]
-    assert report.fresh[-1].why == "allowed; head.bias is [11]"
+    assert report.fresh[-1].why == "allowed; the checkpoint's head.bias is [11]"
 
 
 def test_a_missing_and_a_left_over_entry_are_told_with_the_nearest_name():
@@ -282,6 +283,82 @@ def test_a_checkpoint_of_another_family_fits_no_layout():
     text = str(caught.value)
     assert "fits no layout" in text and "mixformer_paddle" in text and "layouts of other families" in text
     assert "atmnet_official" in text and "patch_embed.proj.weight" in text
+
+
+def test_a_part_of_a_checkpoint_is_told_by_what_it_lacks():
+    module = ours("atmnet")
+    state = module.state_dict()
+    part = {key: state[key] for key in list(state)[:30]}
+    for given in (part, dict(list(reference("atmnet").state_dict().items())[:30])):
+        with pytest.raises(Mismatch) as caught:
+            load_weights(module, given)
+        text = str(caught.value)
+        assert "is not in the checkpoint" in text and "Most weights are missing" in text
+        assert "spec=" not in text and "allow=" not in text
+    assert len(load_weights(module, part, allow=["*"]).loaded) == 30
+
+
+def test_the_checkpoint_of_another_variant_gets_no_patterns_as_advice():
+    module = tokenmix.build("mixformer_b0")
+    with pytest.raises(Mismatch) as caught:
+        load_weights(module, tokenmix.build("mixformer_b1").state_dict())
+    text = str(caught.value)
+    assert "the module's stem" in text and "another variant" in text and "allow=" not in text
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_left_out_and_told(prefix, tmp_path):
+    module = ours("atmnet")
+    for state, layout in ((ours("atmnet").state_dict(), "tokenmix"), (reference("atmnet").state_dict(), "official")):
+        wrapped = {"state_dict": {prefix + key: tensor for key, tensor in state.items()}, "epoch": 3}
+        torch.save(wrapped, tmp_path / "wrapped.pth")
+        for name in ("auto", layout):
+            report = load_weights(module, tmp_path / "wrapped.pth", name, entry="state_dict")
+            assert report.prefix == prefix and f"without its prefix {prefix}" in str(report) and not report.fresh
+        convert_weights(tokenmix.load("atmnet", **OURS["atmnet"], classes=11), wrapped, tmp_path / "ours.safetensors")
+        assert set(read_checkpoint(tmp_path / "ours.safetensors").state(None)[0]) == set(module.state_dict())
+    assert load_weights(module, module.state_dict()).prefix == ""
+
+
+def test_a_prefix_that_some_entries_lack_stays():
+    state = {f"module.{key}": tensor for key, tensor in ours("atmnet").state_dict().items()}
+    with pytest.raises(WeightsError, match=r"fits no layout"):
+        load_weights(ours("atmnet"), {**state, "queue": torch.zeros(3)})
+
+
+def test_what_a_module_and_its_layers_share_is_no_prefix(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "tokenmix: 1\nname: one\ninput: [3, 8, 8]\nstages:\n  - {blocks: 'one_block()'}\n"
+        "definitions: |\n  block one_block(x):\n      return x |> a: linear(C)\n"
+    )
+    module = tokenmix.build(tmp_path / "one.yaml")
+    assert all(key.startswith("stages.0.blocks.0.") for key in module.state_dict())
+    assert load_weights(module, module.state_dict()).prefix == ""
+    wrapped = {f"module.{key}": tensor for key, tensor in module.state_dict().items()}
+    assert load_weights(module, wrapped).prefix == "module."
+    with pytest.raises(WeightsError) as caught:
+        load_weights(module, {"a": torch.zeros(1)})
+    assert "one names no `layouts`" in str(caught.value) and "spec=" not in str(caught.value)
+
+
+def test_a_wrapped_module_is_filled_inside():
+    module = ours("atmnet")
+    state = ours("atmnet").state_dict()
+    for wrapped in (torch.compile(module), torch.nn.DataParallel(module), torch.nn.DataParallel(torch.compile(module))):
+        torch.nn.init.zeros_(module.stem.weight)
+        assert len(load_weights(wrapped, state).loaded) == len(state)
+        assert torch.equal(module.stem.weight, state["stem.weight"])
+
+
+def test_values_that_are_not_finite_are_loaded_and_told(mine):
+    module, state = mine
+    state["patch.weight"][0, 0, 0, 0] = float("nan")
+    state["block1.q.bias"][3] = float("inf")
+    report = load_weights(module, state)
+    assert report.not_finite == ("stem.weight", "stages.0.blocks.0.qk.bias")
+    assert "  not finite      2\n    hold NaN or infinity: stem.weight, stages.0.blocks.0.qk.bias" in str(report)
+    small = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in state.items() if key.startswith("patch")}
+    assert load_weights(module, small, allow=["stages.*"]).not_finite == ("stem.weight",)
 
 
 def test_a_module_of_its_own_needs_the_spec_for_the_familys_layouts():
@@ -402,7 +479,9 @@ def test_numpy_arrays_of_any_making_are_taken(mine):
 
 def test_kinds_of_numbers_must_agree(mine):
     module, state = mine
-    with pytest.raises(Mismatch, match=r"stem\.bias is torch\.float32; patch\.bias is torch\.int64"):
+    with pytest.raises(
+        Mismatch, match=r"module's stem\.bias is torch\.float32; the checkpoint's patch\.bias is torch\.int64"
+    ):
         load_weights(module, {**state, "patch.bias": torch.arange(8)})
     with pytest.raises(CheckpointError, match="holds no weights"):
         load_weights(module, {**state, "patch.bias": numpy.array(["a"] * 8)})

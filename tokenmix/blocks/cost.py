@@ -27,12 +27,12 @@ TALLIES: dict[str, str] = {
     "softmax": "elements through a softmax",
     "pool": "input elements of max and average pooling windows",
     "adaptive_pool": "input elements of adaptive average pooling, written as a pooling layer in the paper's code",
-    "mean": "input elements of means over tokens, written as a reduction",
+    "mean": "input elements of means over tokens or channels, written as a reduction",
     "mean_out": "output elements of such means",
     "resize_nearest": "output elements of nearest-neighbour resizing",
     "resize_bilinear": "output elements of bilinear resizing",
     "grid_sample": "output elements of bilinear sampling at given positions",
-    "elementwise": "output elements of sums, products and gates",
+    "elementwise": "output elements of sums, products and gates, input elements of `fold`",
 }
 
 

@@ -53,15 +53,20 @@ class WindowPool(Op):
             )
         if ceil_mode and stride > kernel - padding:
             raise self.mistake(f"with `ceil_mode` a stride of {stride} may put a window of {kernel} beside the map")
-        if not ceil_mode and min(x.H, x.W) + 2 * padding < kernel:
+        if min(x.H, x.W) + 2 * padding + self._beyond(stride, ceil_mode) < kernel:
             raise self.mistake(f"a {x.H}x{x.W} map is smaller than the {kernel}x{kernel} window", "TM1404")
 
     def shape(self, x: Tensor, *, kernel: Any, stride: Any, padding: Any, ceil_mode: Any = False) -> Tensor:
         if not isinstance(ceil_mode, bool):
             raise self.mistake("`ceil_mode` must be written as true or false", "TM1702")
-        beyond = stride - 1 if ceil_mode else 0
+        beyond = self._beyond(stride, ceil_mode)
         height, width = ((side + 2 * padding - kernel + beyond) // stride + 1 for side in (x.H, x.W))
         return x.having(H=height, W=width)
+
+    @staticmethod
+    def _beyond(stride: Any, ceil_mode: bool) -> Any:
+        """How far the last window may reach over the border."""
+        return stride - 1 if ceil_mode else 0
 
     def cost(self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], **arguments: Any) -> Tally:
         return Tally(pool=size(inputs[0]))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenmix.cli.specs import add_set, add_specs, load_all, parse_sizes, tell
+from tokenmix.cli.specs import add_set, add_specs, has_device, load_all, parse_count, parse_counts, parse_sizes, tell
 from tokenmix.cli.tables import FORMATS, shape, table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _DOC
     add_specs(parser)
     add_set(parser)
-    parser.add_argument("--batch", metavar="N[,N]", type=_counts, default=[1], help="images per pass (default 1)")
+    parser.add_argument("--batch", metavar="N[,N]", type=parse_counts, default=[1], help="images per pass (default 1)")
     parser.add_argument("--size", metavar="SIZE[,SIZE]", type=parse_sizes, help="input sizes, such as 224,256x320")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument(
@@ -40,19 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="WHAT", action="append", default=[],
         help="reference (plain torch layers), timm:NAME or FILE.py:CLASS; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=_count, default=10, help="timed passes of each (default 10)")
-    parser.add_argument("--threads", type=_count, help="threads of torch (default: one per core)")
+    parser.add_argument("--rounds", type=parse_count, default=10, help="timed passes of each (default 10)")
+    parser.add_argument("--threads", type=parse_count, help="threads of torch (default: one per core)")
+    parser.add_argument(
+        "--tf32", action="store_true", help="on CUDA let float32 use TF32, in convolutions and matrix products alike"
+    )
     parser.add_argument("--format", choices=FORMATS[:4], default="table", help="form of the report")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,15 +57,13 @@ def run(options: argparse.Namespace) -> int:
     if findings:
         tell(findings)
         return 1
-    import torch
 
-    from tokenmix.runtime.bench import Setting, bench, copy_bandwidth, gemm_rate, threads
+    from tokenmix.runtime.bench import Setting, bench, copy_bandwidth, gemm_rate, tensor_float32, threads
 
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("error: torch finds no CUDA device here", file=sys.stderr)
+    if not has_device(options.device):
         return 2
     rows: list[tuple[Setting, Timing, Timing, float]] = []
-    with threads(options.threads):
+    with threads(options.threads), tensor_float32(options.tf32):
         for model in models:
             for size in options.size or [model.input_shape[1:]]:
                 for batch in options.batch:
@@ -116,6 +107,8 @@ def _facts(options: argparse.Namespace, bandwidth: float) -> dict[str, str]:
         "torch": torch.__version__,
         "pass": f"{_pass(options)}, {options.dtype}, {options.mode}",
     }
+    if cuda and options.dtype == "float32":
+        facts["tf32"] = f"{'on' if options.tf32 else 'off'} in convolutions and matrix products"
     return facts | ({"copy": f"{bandwidth / 1e9:.0f} GB/s"} if bandwidth else {})
 
 
@@ -145,7 +138,7 @@ _HEAD = [
     "peak [MiB]",
     "GMAC/s",
     "of GEMM",
-    "times as fast",
+    "time / first",
 ]
 
 
@@ -160,7 +153,7 @@ def _print(
     cells = [_cells(*row) for row in rows]
     if options.format in ("table", "markdown"):
         print("; ".join(f"{key}: {value}" for key, value in facts.items()))
-        print("`times as fast`: the first model's median against this one's.\n")
+        print("`time / first`: this median over that of the first model; 2.00 takes twice as long.\n")
     print(table(_HEAD, cells, options.format, left=(0, 1)))
 
 
@@ -174,7 +167,7 @@ def _record(setting: Setting, timing: Timing, first: Timing, limit: float) -> di
         "images_per_second": setting.batch / timing.median,
         "peak_bytes": timing.peak,
         "gemm_macs_per_second": limit,
-        "times_as_fast": timing.median / first.median,
+        "time_relative_to_first": timing.median / first.median,
     }
     if timing.macs:
         record |= {"macs": timing.macs, "macs_per_second": timing.rate(setting.train)}

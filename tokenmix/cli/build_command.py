@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenmix.cli.specs import add_set, add_specs, tell
 from tokenmix.cli.tables import giga, mega, megabytes, shape, table
@@ -43,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from tokenmix.compiler.model import load
     from tokenmix.compiler.report import exact_misses
+    from tokenmix.runtime.files import refusal, write_whole
     from tokenmix.runtime.module import require_torch
 
     require_torch("numpy", "PIL")
@@ -51,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
         tell(model.findings)
         return 1
     output = options.output or Path(f"{model.name}.py")
-    refusal = _refusal(output)
-    if refusal is not None:
-        tell([refusal])
+    refused = refusal(output, _was_emitted, "move it away")
+    if refused is not None:
+        tell([refused])
         return 1
     if options.image is not None and not options.image.is_file():
         print(f"error: there is no picture {options.image}", file=sys.stderr)
@@ -77,48 +76,15 @@ def run(options: argparse.Namespace) -> int:
     return 1 if misses else status
 
 
-def _refusal(path: Path) -> Any:
-    """Why the file cannot be written, or None."""
+def _was_emitted(path: Path) -> bool:
+    """Whether a file is a source that tokenmix wrote."""
     from tokenmix.compiler.emit.program import MARK
-    from tokenmix.dsl.diagnostics import Finding
-    from tokenmix.dsl.source import Source
 
-    span = Source(str(path), "").span(0, 0)
-    if path.is_dir():
-        return Finding("TM1701", f"{path} is a folder", span, help="name a file with -o FILE")
-    if not path.parent.is_dir():
-        return Finding(
-            "TM1701", f"there is no folder {path.parent}", span, help="make it first, or name another file with -o FILE"
-        )
-    if path.exists():
-        try:
-            with path.open(encoding="utf-8") as file:
-                ours = file.readline().startswith(MARK)
-        except (OSError, UnicodeDecodeError):
-            ours = False
-        if not ours:
-            return Finding(
-                "TM1701",
-                f"{path} exists and was not written by tokenmix",
-                span,
-                help="name another file with -o FILE, or move it away",
-            )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return Finding("TM1701", f"{path} cannot be written", span, help="name another file with -o FILE")
-    return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write the whole file or nothing: beside it first, then in its place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        with path.open(encoding="utf-8") as file:
+            return file.readline().startswith(MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _stages(model: Model) -> str:
@@ -165,6 +131,8 @@ def _figures(model: Model) -> str:
             key = (f"  {figure.quantity + rule:16} {value:>10}   printed {figure.printed}", shape(dims), verdict)
             found.setdefault(key, []).append(figure.table)
     lines = [f"{head} in {_tables(names)} at {dims}: {verdict}" for (head, dims, verdict), names in found.items()]
+    if model.overrides:
+        return "with settings of its own: not held against the paper"
     if not lines:
         return "no printed figures to compare with"
     return "against the paper:\n" + "\n".join(lines)

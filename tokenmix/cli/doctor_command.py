@@ -61,10 +61,14 @@ def _machine() -> dict[str, str]:
 
 
 def _kernels() -> list[tuple[str, str, str, str]]:
+    import torch
+
     from tokenmix.blocks.kernels import FAST
 
     rows = []
     for name, file in sorted(FAST.items()):
-        module = importlib.import_module(f"tokenmix.fast.{file}")
-        rows += [(name, device, runs, why) for device, (runs, why) in module.status().items()]
+        status = importlib.import_module(f"tokenmix.fast.{file}").status()
+        if not torch.cuda.is_available():
+            status["cuda"] = ("-", f"torch finds no GPU; on one: {status['cuda'][0]}")
+        rows += [(name, device, runs, why) for device, (runs, why) in status.items()]
     return rows

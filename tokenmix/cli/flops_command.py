@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DOC = """conventions: mac (multiply-adds of convolutions, linear layers and attention), flops (two per multiply-add),
 fvcore and mmcv (what those counters count), and the paper's own where a spec declares one.
-Families (specs whose parameters have no values yet) are passed over.
+Of several specs, families (whose parameters have no values yet) are passed over.
 
 example: tokenmix flops specs/mixformer_b4.yaml --size 224,800x1280 --by stage"""
 
@@ -31,7 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--by", choices=("model", "stage", "block", "op"), default="model", help="how fine to break down"
     )
     parser.add_argument("--convention", metavar="NAMES", help="conventions to show, separated by commas (default: mac)")
-    parser.add_argument("--dense", action="store_true", help="count the dense backbone: four normed maps, no head")
+    parser.add_argument(
+        "--dense", action="store_true", help="count the dense backbone: the maps of all stages, no head"
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="form of the report")
     parser.add_argument(
         "--audit", action="store_true",
@@ -99,7 +101,10 @@ def _report(models: list[Model], options: argparse.Namespace) -> str:
     rows: list[list[str]] = []
     notes: dict[str, int] = {}
     for model, cost, figures in _lines(models, options):
-        cells = {q: "; ".join(_cell(f, notes) for f in figures if f.quantity == q) for q in ("params", "flops")}
+        cells = {
+            q: "; ".join(dict.fromkeys(_cell(f, notes) for f in figures if f.quantity == q))
+            for q in ("params", "flops")
+        }
         numbers = (
             [str(cost.params), *(str(cost[n]) for n in shown)]
             if exact

@@ -17,12 +17,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tokenmix.cli.build_command import write_whole
     from tokenmix.cli.specs import tell
     from tokenmix.compiler.spec import SPEC_KEYS
     from tokenmix.dsl.diagnostics import Finding, FindingsError
     from tokenmix.dsl.files import read_text
     from tokenmix.dsl.formatter import format_text
+    from tokenmix.runtime.files import write_whole
 
     findings: list[Finding] = []
     changed = []

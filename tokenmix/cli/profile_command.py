@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from tokenmix.cli.bench_command import _count
-from tokenmix.cli.specs import add_set, add_specs, parse_sizes, tell
+from tokenmix.cli.specs import add_set, add_specs, has_device, parse_count, parse_sizes, tell
 from tokenmix.cli.tables import FORMATS, giga, table
 
 _DOC = "example: tokenmix profile atmnet_t --batch 8 --tensorboard traces"
@@ -17,14 +15,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _DOC
     add_specs(parser, many=False)
     add_set(parser)
-    parser.add_argument("--batch", metavar="N", type=_count, default=1, help="images per pass (default 1)")
+    parser.add_argument("--batch", metavar="N", type=parse_count, default=1, help="images per pass (default 1)")
     parser.add_argument("--size", metavar="SIZE", type=parse_sizes, help="input size, such as 224 or 256x320")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights and images"
     )
-    parser.add_argument("--rounds", type=_count, default=5, help="passes to average over (default 5)")
-    parser.add_argument("--threads", type=_count, help="threads of torch (default: one per core)")
+    parser.add_argument("--rounds", type=parse_count, default=5, help="passes to average over (default 5)")
+    parser.add_argument("--threads", type=parse_count, help="threads of torch (default: one per core)")
     parser.add_argument(
         "--tensorboard", metavar="DIR", type=Path, help="write a trace for TensorBoard's profiler plugin"
     )
@@ -40,13 +38,11 @@ def run(options: argparse.Namespace) -> int:
     if model.findings:
         tell(model.findings)
         return 1
-    import torch
 
     from tokenmix.runtime.bench import Setting, threads
     from tokenmix.runtime.profile import profile
 
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("error: torch finds no CUDA device here", file=sys.stderr)
+    if not has_device(options.device):
         return 2
     size = options.size[0] if options.size else model.input_shape[1:]
     setting = Setting(options.batch, size, options.device, options.dtype)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tokenmix.compiler.model import Model
     from tokenmix.dsl.diagnostics import Finding
 
-__all__ = ["add_set", "add_specs", "load_all", "parse_sizes", "tell"]
+__all__ = ["add_set", "add_specs", "has_device", "load_all", "parse_count", "parse_counts", "parse_sizes", "tell"]
 
 
 def add_specs(parser: argparse.ArgumentParser, many: bool = True) -> None:
@@ -35,6 +35,18 @@ def _setting(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def parse_count(text: str) -> int:
+    """A number of rounds, threads or images."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text[:40]!r}")
+    return int(text)
+
+
+def parse_counts(text: str) -> list[int]:
+    """Numbers of a `--batch` option: `1,8`."""
+    return [parse_count(part) for part in text.split(",")]
+
+
 def parse_sizes(text: str) -> list[tuple[int, int]]:
     """Sizes of a `--size` option: `224,256x320`."""
     from tokenmix.compiler.model import parse_size
@@ -43,6 +55,20 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
         return [parse_size(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def has_device(name: str) -> bool:
+    """Whether torch can run on a device; if not, standard error says why."""
+    import torch
+
+    try:
+        torch.empty(1, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        known = "cpu" + (", cuda" if torch.cuda.is_available() else "; torch finds no CUDA device here")
+        why = "no device" if "Expected one of" in str(error) else "no device that torch can use"
+        print(f"error: {name} is {why}: {known}", file=sys.stderr)
+        return False
+    return True
 
 
 def load_all(names: list[str], settings: list[tuple[str, str]]) -> list[Model]:

@@ -85,9 +85,9 @@ def headline(found: Mapping[str, Mapping[str, Sequence[Line]]]) -> str:
 
     counts = tally(line for tables in found.values() for line in _all(tables))
     return (
-        f"Of {sum(counts.values())} printed parameter and FLOP figures in {len(found)} papers, "
-        f"{counts['rounds']} round, {counts['cut off']} are cut off, {counts['explained']} are off with a note that "
-        f"says why, and {counts['unexplained']} are unexplained."
+        f"Of {sum(counts.values())} printed parameter and FLOP figures of classification models and their ablations "
+        f"in {len(found)} families, {counts['rounds']} round, {counts['cut off']} are cut off, {counts['explained']} "
+        f"are off with a note on what is known of the cause, and {counts['unexplained']} are off without one."
     )
 
 

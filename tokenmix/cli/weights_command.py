@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from tokenmix.cli.tables import mega, shape, table
 
 if TYPE_CHECKING:
     from tokenmix.compiler.model import Model
-    from tokenmix.dsl.diagnostics import Finding
     from tokenmix.runtime.checkpoints import Checkpoint
     from tokenmix.runtime.matching import Report
 
@@ -58,7 +56,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="weights that may be missing and entries that may be left over, such as 'head.*'; may be repeated",
     )  # fmt: skip
     parser.add_argument("--entry", metavar="NAME", help="nested entry that holds the weights, such as model_ema")
-    parser.add_argument("--dense", action="store_true", help="the dense backbone: four normed maps, no head")
+    parser.add_argument("--dense", action="store_true", help="the dense backbone: the maps of all stages, no head")
     add_set(parser)
 
 
@@ -82,12 +80,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from tokenmix.runtime.weights import convert_weights
+    from tokenmix.runtime.files import refusal
+    from tokenmix.runtime.weights import convert_weights, was_converted
 
     model = _loaded(options)
-    refusals = _refusals(options.output, options.force)
-    if model is None or refusals:
-        tell(refusals if model is not None else [])
+    if model is None:
+        return 1
+    refused = refusal(options.output, lambda path: options.force or was_converted(path), "replace it with --force")
+    if refused is not None:
+        tell([refused])
         return 1
     report = convert_weights(
         model, options.file, options.output, options.layout,
@@ -100,29 +101,19 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refusals(path: Path, force: bool) -> list[Finding]:
-    """Why the file cannot be written."""
-    from tokenmix.dsl.diagnostics import Finding
-    from tokenmix.dsl.source import Source
-    from tokenmix.runtime.weights import was_converted
-
-    message, help = "", "name another file with -o FILE"
-    if path.is_dir():
-        message, help = f"{path} is a folder", "name a file with -o FILE"
-    elif not path.parent.is_dir():
-        message, help = f"there is no folder {path.parent}", f"make it first, or {help}"
-    elif path.exists() and not path.is_file():
-        message = f"{path} is not a regular file"
-    elif path.exists() and not force and not was_converted(path):
-        message, help = f"{path} exists and was not written by tokenmix", f"{help}, or replace it with --force"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        message = f"{path} cannot be written"
-    return [Finding("TM1701", message, Source(str(path), "").span(0, 0), help=help)] if message else []
-
-
 def _inspect(options: argparse.Namespace) -> int:
     from tokenmix.runtime.checkpoints import read_checkpoint
+    from tokenmix.runtime.matching import is_finite
+    from tokenmix.runtime.weights import no_tensors
 
+    given = {
+        "--layout": options.layout != "auto", "--allow": options.allow, "--dense": options.dense, "--set": options.set,
+    }  # fmt: skip
+    without = [name for name, value in given.items() if value]
+    if options.spec is None and without:
+        print(f"error: how the file fits is told with --spec SPEC; without it, {' and '.join(without)} says nothing",
+              file=sys.stderr)  # fmt: skip
+        return 2
     checkpoint = read_checkpoint(options.file)
     entry = options.entry if options.entry is not None or checkpoint.state(None)[0] else _usual(checkpoint)
     tensors, others = checkpoint.state(entry)
@@ -134,6 +125,9 @@ def _inspect(options: argparse.Namespace) -> int:
         report, problem = _fit(model, checkpoint, options)
         entry = report.entry if report is not None else entry
         tensors, others = checkpoint.state(entry)
+    if not tensors:
+        raise no_tensors(checkpoint)
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     rows = [
         [name, shape(tensor.shape) or "scalar", str(tensor.dtype).removeprefix("torch.")]
         for name, tensor in tensors.items()
@@ -145,16 +139,14 @@ def _inspect(options: argparse.Namespace) -> int:
         record = {
             "file": str(options.file), "kind": checkpoint.kind, "metadata": dict(checkpoint.metadata),
             "entry": entry, "entries": checkpoint.entries, "tensors": len(tensors), "numbers": numbers,
-            "rows": [dict(zip(head, row, strict=True)) for row in rows],
+            "not_finite": broken, "rows": [dict(zip(head, row, strict=True)) for row in rows],
         }  # fmt: skip
         if options.spec is not None:
             record |= {"spec": options.spec, "fits": problem is None, "problem": problem}
             record["report"] = report.as_dict() if report is not None else None
         print(_json(record))
         return 1 if problem else 0
-    listed = table(head, [[_plain(cell) for cell in row] for row in rows], options.format, left=(0, 1, 2))
-    print(listed)
-    if options.format == "table":
+    if options.format == "table":  # the answer first: the list may be a thousand lines
         where = f", entry {entry}" if entry is not None else ""
         print(f"{options.file}{where}: {checkpoint.kind}, {len(tensors)} tensors, {mega(numbers)} M numbers")
         for name, count in checkpoint.entries.items():
@@ -163,8 +155,13 @@ def _inspect(options: argparse.Namespace) -> int:
             print(_plain(f"{name}: {text}"))
         if report is not None and problem is None:
             print(f"fits {options.spec}\n{report}")
+        elif broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            print(_plain(f"NaN or infinity in {', '.join(broken[:3])}{more}"))
     if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
+        sys.stdout.flush()
+        print("error: " + "\n".join(map(_plain, problem.split("\n"))), file=sys.stderr, flush=True)
+    print(table(head, [[_plain(cell) for cell in row] for row in rows], options.format, left=(0, 1, 2)))
     return 1 if problem else 0
 
 
@@ -178,7 +175,7 @@ def _fit(model: Model, checkpoint: Checkpoint, options: argparse.Namespace) -> t
     """How the checkpoint fits the module of a spec: the report where there is one, and what is wrong."""
     import torch
 
-    from tokenmix.runtime.checkpoints import WeightsError
+    from tokenmix.runtime.checkpoints import CheckpointError, WeightsError
     from tokenmix.runtime.module import build
     from tokenmix.runtime.weights import Mismatch, matched
 
@@ -189,6 +186,8 @@ def _fit(model: Model, checkpoint: Checkpoint, options: argparse.Namespace) -> t
         return report, None
     except Mismatch as mismatch:
         return mismatch.report, str(mismatch)
+    except CheckpointError:
+        raise  # there is nothing to list either
     except WeightsError as error:
         return None, str(error)
 
@@ -201,4 +200,4 @@ def _json(record: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """A name from a file as it may stand on a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:200])
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:1000])

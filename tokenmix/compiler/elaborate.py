@@ -17,6 +17,7 @@ from tokenmix.compiler.body import Body, Failed, Refused, known_rate, short
 from tokenmix.compiler.definition import Definition
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.library import Library
+from tokenmix.compiler.verify import verify_shapes
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_LOOP, MAX_NESTING, MAX_STEPS
@@ -89,6 +90,7 @@ class Elaborator:
                 raise Refused(mistake, call, _outputs(target, inputs, arguments)) from None
             outputs = target.shape(*inputs, **arguments)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            verify_shapes(call.callee, outputs)
             if any(prod(t.dims) > MAX_INTEGER for t in outputs):
                 raise Mistake(
                     "TM1305", f"`{call.callee}` gives a value of more than {MAX_INTEGER:.0e} elements", call.callee_span

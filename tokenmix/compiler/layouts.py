@@ -15,6 +15,7 @@ from tokenmix.compiler.spec import shipped_specs
 from tokenmix.compiler.spec_reader import corrected
 from tokenmix.dsl.diagnostics import Finding, Note, nearest
 from tokenmix.dsl.files import read_text
+from tokenmix.dsl.limits import MAX_PLACEHOLDERS
 from tokenmix.dsl.source import Span
 from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
 
@@ -42,7 +43,10 @@ CHECKS = ("relative_position_index",)
 
 _FOLDER = "layouts"
 _PLACEHOLDER = re.compile(r"\{([a-z]\w{0,20})(?:([+-])([0-9]{1,4}))?\}")
-_NUMBER = "(0|[1-9][0-9]{0,5})"
+# Both take all they can and give nothing back, so that matching takes one pass over a key. Nothing is lost: behind a
+# number stands no digit (see `_Reader._pattern`), and parts end at dots.
+_NUMBER = "(0|[1-9][0-9]{0,5}+)"
+_PART = "([^.]++)"
 
 
 @dataclass(frozen=True)
@@ -230,14 +234,25 @@ class _Reader:
         if any("*" in piece and piece != "*" for piece in text.split(".")):
             self._add("TM1801", "`*` stands for a whole part of a key, between dots", key.span)
             return None
-        for found in re.finditer(r"\{[^{}]*\}|[{}]|\*", text):
+        marks = list(re.finditer(r"\{[^{}]*\}|[{}]|\*", text))
+        if len(marks) > MAX_PLACEHOLDERS:
+            mark = key.source.span(*marks[MAX_PLACEHOLDERS].span())
+            self._add("TM1801", f"a key has at most {MAX_PLACEHOLDERS} placeholders; this has {len(marks)}", mark)
+            return None
+        for found in marks:
             pieces.append(re.escape(text[end : found.start()]))
             end = found.end()
             placeholder = _PLACEHOLDER.fullmatch(found[0])
             if found[0] == "*":
-                pieces.append(r"([^.]+)")
+                pieces.append(_PART)
                 names.append("*")
             elif placeholder is not None and placeholder[2] is None:
+                if text[end : end + 1] in {"{", *"0123456789"}:
+                    self._add(
+                        "TM1801", f"it is not told where the number `{found[0]}` ends",
+                        key.source.span(found.start(), end + 1), "write something other than a digit behind it",
+                    )  # fmt: skip
+                    return None
                 pieces.append(_NUMBER)
                 names.append(placeholder[1])
             else:

@@ -136,7 +136,7 @@ class Model:
         return self.elaborate().flatten()
 
     def elaborate(self, size: int | str | tuple[int, int] | None = None, *, dense: bool = False) -> BlockGraph:
-        """The graph at an input size: the classifier, or with `dense` the backbone with its four normed maps.
+        """The graph at an input size: the classifier, or with `dense` the backbone with the maps of all stages.
 
         Raises:
             FindingsError: if the spec has findings or does not take that size.

@@ -102,7 +102,8 @@ def lines_of(paper: str) -> dict[str, list[Line]]:
             figures, others, row.note, model.spec.status.is_reconstruction,
         )  # fmt: skip
         tables.setdefault(row.table, []).append(line)
-    return tables
+    # Papers list small models first; the order of the specs' names would put B before T.
+    return {table: sorted(lines, key=lambda n: (n.params, n.shape, n.flops)) for table, lines in tables.items()}
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:

@@ -8,7 +8,7 @@ folded definitions go through the same elaboration and emission as any other: wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tokenmix.blocks.op import Op
@@ -17,6 +17,7 @@ from tokenmix.compiler.definition import Definition
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.model import Model
 from tokenmix.dsl import syntax
+from tokenmix.dsl.source import Span
 
 __all__ = ["Fold", "fold_norms", "inference_model"]
 
@@ -29,11 +30,13 @@ class Fold:
         norm: label of the norm. A batch norm is gone, a layer norm stays without scale and shift.
         layer: label of the layer that takes its scale and shift in.
         behind: whether the norm stood behind the layer, else in front of it.
+        place: the call of the norm, since arms of an `if` may share labels.
     """
 
     norm: str
     layer: str
     behind: bool
+    place: Span | None = field(default=None, compare=False)
 
 
 # Layers that a per-channel scale and shift behind them can be folded into, and those that take one from in front.
@@ -73,12 +76,12 @@ def _rebuilt(node: Any, rewrite: Callable[[Any], Any], labelled: Callable[[synta
     if not isinstance(node, syntax.Node):
         return node
     changes = {}
-    for field in fields(node):
-        value = getattr(node, field.name)
+    for part in fields(node):
+        value = getattr(node, part.name)
         if isinstance(value, syntax.Node):
-            changes[field.name] = rewrite(value)
+            changes[part.name] = rewrite(value)
         elif isinstance(value, tuple) and any(isinstance(v, syntax.Node) for v in value):
-            changes[field.name] = tuple(rewrite(v) for v in value)
+            changes[part.name] = tuple(rewrite(v) for v in value)
     made: Any = replace(node, **changes) if changes else node
     return replace(made, label=labelled(node).label) if isinstance(node, syntax.Call) else made
 
@@ -100,10 +103,10 @@ def _folded_pipe(
         first, second = chain[i], chain[i + 1]
         a, b = op_of(first), op_of(second)
         if a in _BEHIND and b == "batch_norm":
-            folds.append(Fold(second.label, first.label, behind=True))
+            folds.append(Fold(second.label, first.label, behind=True, place=second.span))
             chain[i : i + 2] = [_with(first, library, bias=None)]
-        elif a in ("batch_norm", "layer_norm") and b in _FRONT and _reads_all(second, b, library) and (i or not begins):
-            folds.append(Fold(first.label, second.label, behind=False))
+        elif _scales(first, a, library) and b in _FRONT and _reads_all(second, b, library) and (i or not begins):
+            folds.append(Fold(first.label, second.label, behind=False, place=first.span))
             norm = [_with(first, library, affine=False)] if a == "layer_norm" else []
             chain[i : i + 2] = [*norm, _with(second, library, bias=None)]
             i += len(norm)
@@ -111,6 +114,15 @@ def _folded_pipe(
             i += 1
     source, calls = (chain[0], chain[1:]) if begins else (pipe.source, chain)
     return replace(pipe, source=source, calls=tuple(calls)) if calls else source
+
+
+def _scales(call: syntax.Call, op: str, library: Library) -> bool:
+    """Whether a layer is a norm with a scale and a shift of its own."""
+    if op != "layer_norm":
+        return op == "batch_norm"
+    target = library.find(call.callee)
+    assert target is not None
+    return "affine" not in match_arguments(target.signature, hyperparameters(target.signature, call), call)[0]
 
 
 def _reads_all(call: syntax.Call, op: str, library: Library) -> bool:
@@ -160,6 +172,18 @@ class _FoldedLibrary(Library):
     @property
     def plain(self) -> bool:
         return False
+
+    def hidden(self, name: str) -> Definition | Op | None:
+        return self.library.hidden(name)
+
+    def may_hold(self, name: str) -> bool:
+        return self.library.may_hold(name)
+
+    def own(self) -> list[Definition]:
+        return self.library.own()
+
+    def names(self) -> list[str]:
+        return self.library.names()
 
 
 def inference_model(model: Model) -> tuple[Model, dict[str, tuple[Fold, ...]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from tokenmix.blocks.op import Op
 from tokenmix.compiler.bind import default_value, is_word, match_arguments, takes
 from tokenmix.compiler.blame import Origins
-from tokenmix.compiler.definition import Definition, circles
+from tokenmix.compiler.definition import Definition, calls_in, circles
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.spec import Spec, parse_scalar
 from tokenmix.compiler.spec_reader import corrected, stage_on_top
@@ -121,6 +121,7 @@ class _Planner(ParameterValues):
         plan.head = head if self._whole else None
         if self.spec.complete:
             self._unused()
+            self._unborne()
         return plan
 
     # Blocks
@@ -446,6 +447,27 @@ class _Planner(ParameterValues):
 
     # Findings
 
+    def _unborne(self) -> None:
+        """Rules of initialisation for a label that nothing bears, in the text of this spec."""
+        nodes = [node for key, node in self.spec.keys.items() if key != "stages" or self.spec.stages is None]
+        nodes += list((self.spec.stages or {}).values())
+        waiting = {name for node in nodes for name in _called(node)} | {d.name for d in self.library.own()}
+        labels: set[str] = set()
+        seen: set[str] = set()
+        while waiting:
+            target = self.library.find(name := waiting.pop())
+            if name in seen or not isinstance(target, Definition):
+                continue
+            seen.add(name)
+            labels |= {*target.labels.values(), *target.modules}
+            waiting |= {call.callee for call in calls_in(target.block.body)}
+        for label, node in self.spec.init_labels.items():
+            if label not in labels and node.span.source is self.spec.source:
+                near = nearest(label, labels)
+                help = f"did you mean `{near[0]}`?" if near else "labels stand in front of a `:` in block definitions"
+                message = f"no layer or block of this model has the label `{label}`"
+                self.once(Finding("TM1207", message, node.span, help=help))
+
     def _unused(self) -> None:
         used: set[str] = set()
         nodes = [node for key, node in self.spec.keys.items() if key != "stages" or self.spec.stages is None]
@@ -466,6 +488,20 @@ class _Planner(ParameterValues):
                         "TM1207", f"the parameter `{name}` is never used", declared.span, help="use it or leave it out"
                     )
                 )
+
+
+def _called(node: YamlNode) -> Iterator[str]:
+    """Blocks and ops that a value of a spec names."""
+    if isinstance(node, YamlList | YamlMap):
+        for value in node.items if isinstance(node, YamlList) else [value for _, value in node.items]:
+            yield from _called(value)
+    elif isinstance(node.value, str):
+        try:
+            expr = parse_scalar(node)
+        except Mistake:
+            return  # a finding of its own
+        if isinstance(expr, syntax.Call | syntax.Name):
+            yield expr.callee if isinstance(expr, syntax.Call) else expr.name
 
 
 def _collect_names(node: YamlNode, names: set[str], *, texts: bool = False) -> bool:

@@ -81,9 +81,11 @@ def compare(value: int, printed: str, unit: str = "") -> tuple[str, float]:
 
 
 def figures(model: Model, shape: tuple[int, int, int], *, dense: bool = False) -> list[Figure]:
-    """Every printed parameter and FLOP figure of a model at one input shape."""
+    """Every printed parameter and FLOP figure of a model at one input shape; none of one with other settings."""
     assert model.spec is not None
-    found = []
+    found: list[Figure] = []
+    if model.overrides:  # the paper printed them of another model
+        return found
     for row in model.spec.published:
         if (row.input or model.input_shape) == shape and row.dense == dense:
             found += figures_of(row, model.cost(shape[1:], dense=dense))
@@ -156,7 +158,8 @@ def rows_by(what: str, graph: BlockGraph, conventions: Iterable[Convention]) -> 
     rows = []
     for name, nodes in _stages(graph.nodes).items():
         prefixes = tuple(n.name for n in nodes)
-        peak = max(b for op, b in peaks.items() if op in prefixes or op.startswith(tuple(f"{p}." for p in prefixes)))
+        inside = tuple(f"{p}." for p in prefixes)
+        peak = max((b for op, b in peaks.items() if op in prefixes or op.startswith(inside)), default=0)
         rows.append(_row(name, nodes, conventions, peak))
     return rows
 

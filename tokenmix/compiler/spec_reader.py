@@ -30,7 +30,7 @@ from tokenmix.compiler.spec import (
 )
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
-from tokenmix.dsl.expressions import TYPES, Evaluator, listed
+from tokenmix.dsl.expressions import TYPES, Evaluator, describe, listed
 from tokenmix.dsl.files import read_text
 from tokenmix.dsl.limits import MAX_INTEGER, MAX_NESTING, MAX_ROWS
 from tokenmix.dsl.parser import is_name
@@ -459,7 +459,11 @@ class _Reader:
         self._distributions([item for item in init.items if item[0].text != "labels"], self.spec.init)
         labels = self._map(init.get("labels"), "`labels`") if "labels" in init else None
         if labels is not None:
-            self._distributions(labels.items, self.spec.init_labels)
+            for key, _ in labels.items:
+                if not is_name(key.text):
+                    self._add("TM1211", f"`{key.text}` cannot be the label of a layer", key.span, help=_NAMES)
+            named = [item for item in labels.items if is_name(item[0].text)]
+            self._distributions(named, self.spec.init_labels)
 
     def _distributions(self, items: Iterable[tuple[YamlScalar, YamlNode]], rules: dict[str, YamlScalar]) -> None:
         for key, value in items:
@@ -637,3 +641,8 @@ def _check_distribution(layer: str, node: YamlNode) -> None:
     for value, argument in zip(values, expr.tensors, strict=True):
         if isinstance(value, bool | str | tuple):
             raise Mistake("TM1301", f"`{expr.callee}` takes a number", argument.span)
+        if value < 0 and expr.callee != "constant":
+            what = "bound" if expr.callee == "uniform" else "standard deviation"
+            raise Mistake(
+                "TM1302", f"the {what} of `{expr.callee}` is at least 0, got {describe(value)}", argument.span
+            )

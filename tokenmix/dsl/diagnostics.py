@@ -65,7 +65,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "TM1602": ("audit-mismatch", "fvcore's count of the emitted module differs from the analytic one"),
     "TM1701": ("would-overwrite", "the output file was not written by tokenmix"),
     "TM1702": ("not-emittable", "the definition cannot be printed as one class"),
-    "TM1801": ("key-pattern", "a key of a layout has a placeholder that stands for nothing"),
+    "TM1801": ("key-pattern", "a placeholder in a key of a layout cannot be matched or filled in"),
     "TM1802": ("unknown-layout", "no layout of checkpoints has that name"),
     "TM1803": ("layout-parts", "the entries that a layout joins to one weight are not numbered one by one"),
 }

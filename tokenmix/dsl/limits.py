@@ -12,6 +12,7 @@ __all__ = [
     "MAX_LOOP",
     "MAX_NESTING",
     "MAX_NODES",
+    "MAX_PLACEHOLDERS",
     "MAX_ROWS",
     "MAX_SPEC_VALUES",
     "MAX_STAGES",
@@ -31,4 +32,5 @@ MAX_LOOP = 10_000  # rounds of one compile-time loop, blocks of a model
 MAX_STAGES = 1_000  # stages of a model
 MAX_ROWS = 100  # rows of `published` and of `exact`
 MAX_STEPS = 30_000  # statements run and ops placed while a model is elaborated; sharing keeps real ones below 1000
+MAX_PLACEHOLDERS = 10  # of one key of a layout; shipped ones have at most three
 MAX_NODES = 1_000_000  # primitive ops of an elaborated model, spelled out

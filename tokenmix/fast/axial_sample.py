@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ def _sample(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
 
 @torch.library.custom_op("tokenmix::axial_sample_backward", mutates_args=())
 def _sample_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    return _reference_backward(grad, x, offsets, axis)
+
+
+def _reference_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         a, b = x.detach().requires_grad_(), offsets.detach().requires_grad_()
         grads = torch.autograd.grad(reference(a, b, axis), (a, b), grad)
@@ -125,6 +130,31 @@ def _native_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tup
     return grad_x.to(x.dtype), grad_offsets.to(offsets.dtype)
 
 
+# Triton
+
+
+def _suits_triton(x: Tensor, offsets: Tensor) -> bool:
+    """Its kernels compute in float32 and count the elements within one image in 32 bits."""
+    last = sum((n - 1) * step for n, step in zip(offsets.shape[1:], offsets.stride()[1:], strict=True))
+    return _exact(x, offsets) == torch.float32 and max(math.prod(x.shape[1:]), last) < 2**31
+
+
+def _triton_forward(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
+    from tokenmix.fast import axial_sample_triton
+
+    if not _suits_triton(x, offsets):
+        return reference(x, offsets, axis).contiguous()
+    return axial_sample_triton.forward(x, offsets, axis)
+
+
+def _triton_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
+    from tokenmix.fast import axial_sample_triton
+
+    if not _suits_triton(x, offsets):
+        return _reference_backward(grad, x, offsets, axis)
+    return axial_sample_triton.backward(grad, x, offsets, axis)
+
+
 # What runs where, settled once
 
 
@@ -133,19 +163,8 @@ if _NATIVE is not None:
     _sample_backward.register_kernel("cpu")(_native_backward)
 
 if _TRITON:
-
-    @_sample.register_kernel("cuda")
-    def _(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
-        from tokenmix.fast import axial_sample_triton
-
-        return axial_sample_triton.forward(x, offsets, axis)
-
-    @_sample_backward.register_kernel("cuda")
-    def _(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
-        from tokenmix.fast import axial_sample_triton
-
-        return axial_sample_triton.backward(grad, x, offsets, axis)
-
+    _sample.register_kernel("cuda")(_triton_forward)
+    _sample_backward.register_kernel("cuda")(_triton_backward)
 
 # Where no device has a kernel, the reference itself: autograd goes through it without computing it a second time.
 axial_sample = _sample if _NATIVE is not None or (_TRITON and torch.cuda.is_available()) else reference

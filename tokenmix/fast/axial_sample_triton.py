@@ -20,8 +20,9 @@ def _forward(
     x, offsets, y, lines_inner, n, step, outer, C, S: tl.constexpr, o_position, o_step, o_outer, o_inner,
     inner, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # A line is told by (image and) outer index; `inner` steps between lines that share an image row.
-    line = tl.program_id(0)
+    # A line is told by (image and) outer index; `inner` steps between lines that share an image row. It may begin
+    # beyond 2^31 elements.
+    line = tl.program_id(0).to(tl.int64)
     a, b = line // lines_inner, line % lines_inner
     base = a * outer + b * inner
     o_base = a * o_outer + b * o_inner
@@ -44,7 +45,7 @@ def _backward(
     grad, x, offsets, grad_x, slope, lines_inner, n, step, outer, C, S: tl.constexpr, o_position, o_step, o_outer,
     o_inner, inner, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    line = tl.program_id(0)
+    line = tl.program_id(0).to(tl.int64)
     a, b = line // lines_inner, line % lines_inner
     base = a * outer + b * inner
     o_base = a * o_outer + b * o_inner
@@ -64,10 +65,10 @@ def _backward(
     total = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
     row = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     for j in range(n):
-        g = tl.load(grad + base + j * step + row, mask=row < C, other=0.0).to(tl.float32)
+        flow = tl.load(grad + base + j * step + row, mask=row < C, other=0.0).to(tl.float32)
         o = tl.load(offsets + o_base + j * o_step + row // S * o_position, mask=row < C, other=0.0).to(tl.float32)
         distance = tl.abs((o + j)[None, :] - position)
-        total += g[None, :] * tl.maximum(1.0 - distance, 0.0)
+        total += flow[None, :] * tl.maximum(1.0 - distance, 0.0)
     tl.store(grad_x + base + position * step + channel, total.to(grad_x.dtype.element_ty), mask=mask)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "interleaved",
     "opponent",
     "peak_bytes",
+    "tensor_float32",
     "threads",
 ]
 
@@ -146,10 +147,15 @@ def opponent(name: str, model: Model) -> nn.Module:
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, attribute):
-            raise ValueError(f"{file} defines no {attribute}")
-        return getattr(module, attribute)()
+        try:
+            spec.loader.exec_module(module)
+            if not hasattr(module, attribute):
+                raise ValueError(f"{file} defines no {attribute}")
+            return getattr(module, attribute)()
+        except ValueError:
+            raise
+        except Exception as error:  # the user's own code: what is wrong with it is no bug of ours
+            raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
     raise ValueError(f'an opponent is "reference", "timm:NAME" or "FILE.py:CLASS", not {name!r}')
 
 
@@ -163,7 +169,12 @@ def _call(module: nn.Module, images: Tensor, setting: Setting) -> Callable[[], o
 
     def train() -> None:
         module.zero_grad(set_to_none=True)
-        run(images).float().square().mean().backward()
+        try:
+            run(images).float().square().mean().backward()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError("batch norm over one value cannot be trained: give --batch 2 or more") from error
 
     return train if setting.train else evaluate
 
@@ -258,6 +269,21 @@ class _Allocations(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
         self._held += size
         self.peak = max(self.peak, self._held)
+
+
+@contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Let float32 on CUDA be rounded to TF32, or not, in convolutions and matrix products alike.
+
+    torch's default is convolutions only: a module of convolutions would be held against another precision's limit.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 @contextmanager

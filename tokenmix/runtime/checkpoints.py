@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,14 +56,16 @@ class Checkpoint:
     @property
     def entries(self) -> dict[str, int]:
         """Names of nested entries that hold tensors -> how many."""
-        nested = {k: sum(map(_is_array, v.values())) for k, v in self.content.items() if isinstance(v, Mapping)}
-        return {name: count for name, count in nested.items() if count}
+        nested = {name: value for name, value in self.content.items() if isinstance(value, Mapping)}
+        # One mapping may stand under many names.
+        counts = {id(value): sum(map(_is_array, value.values())) for value in _distinct(nested.values())}
+        return {name: counts[id(value)] for name, value in nested.items() if counts[id(value)]}
 
     def state(self, entry: str | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors by name, and what else there is by name, at the top or in one nested entry.
 
         Raises:
-            CheckpointError: if there is no such entry, or an array that is not of numbers.
+            CheckpointError: if there is no such entry, or an array that is not of numbers, or a name that is no text.
         """
         content = self.content
         if entry is not None:
@@ -73,15 +75,23 @@ class Checkpoint:
                 near = nearest(entry, known)
                 help = f"did you mean `{near[0]}`?" if near else f"entries with weights: {', '.join(known) or 'none'}"
                 raise CheckpointError(f"{self.name} has no entry `{entry}` that holds weights; {help}")
-            content = found
+            content = _checked(found, f"{self.name}, entry {entry}")
         tensors: dict[str, torch.Tensor] = {}
         others: dict[str, str] = {}
+        made: dict[int, tuple[Any, torch.Tensor]] = {}  # an array under many names is one tensor
         for name, value in content.items():
             if _is_array(value):
-                tensors[str(name)] = as_tensor(value, f"{self.name}, {name}")
+                array = value[1] if isinstance(value, tuple) else value
+                if id(array) not in made:
+                    made[id(array)] = array, as_tensor(array, f"{self.name}, {name}")
+                tensors[name] = made[id(array)][1]
             else:
-                others[str(name)] = type(value).__name__
+                others[name] = type(value).__name__
         return tensors, others
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list({id(value): value for value in values}.values())
 
 
 def _is_array(value: Any) -> bool:
@@ -99,7 +109,10 @@ def as_tensor(value: Any, what: str) -> torch.Tensor:
     if isinstance(value, tuple):
         value = value[1]
     if isinstance(value, PickledArray):
-        value = value.numpy()
+        try:
+            value = value.numpy()
+        except (ValueError, OverflowError) as error:
+            raise CheckpointError(f"{what}: no array can be made of it ({_short(error)})") from None
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise CheckpointError(f"{what}: a sparse, quantised or meta tensor has no numbers to load")
@@ -197,7 +210,8 @@ def _torch(path: Path) -> Checkpoint:
         # Training scripts keep their settings beside the weights. A Namespace holds names and values, no code.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unknown protocols, before the error
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # a path would be read by what it is called
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if named is not None:
@@ -215,7 +229,8 @@ def _torch(path: Path) -> Checkpoint:
     for tensors in (content, *(v for v in content.values() if isinstance(v, Mapping))):
         for name, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not _is_backed(tensor):
-                raise CheckpointError(f"{path}: {name} is larger than its bytes; save it with `.contiguous()`")
+                shown = name if isinstance(name, str) else f"a {type(name).__name__}"
+                raise CheckpointError(f"{path}: {shown} is larger than its bytes; save it with `.contiguous()`")
     return Checkpoint(str(path), "torch", _checked(content, str(path)))
 
 
@@ -249,12 +264,18 @@ def _put_together(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     import numpy
 
     rest = {name: value for name, value in content.items() if name != _SPLIT}
+    used: set[int] = set()
     try:
         for name, cut in content[_SPLIT].items():
-            pieces = [rest.pop(part).numpy() for part in cut["slices"]]
+            arrays = [rest.pop(part) for part in cut["slices"]]
+            for array in arrays:
+                if id(array) in used:
+                    raise ValueError  # one piece many times: a small file would make large arrays
+                used.add(id(array))
+            pieces = [array.numpy() for array in arrays]
             shape = tuple(int(n.numpy() if isinstance(n, PickledArray) else n) for n in cut["OriginShape"])
             rest[str(name)] = numpy.concatenate(pieces).reshape(shape)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the pieces named under {_SPLIT} make no whole array; fetch it again") from None
     return rest
 
@@ -262,7 +283,8 @@ def _put_together(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 def _checked(content: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     wrong = next((name for name in content if not isinstance(name, str)), None)
     if wrong is not None:
-        raise CheckpointError(f"{what} has the key {wrong!r:.60}; the names of weights are texts")
+        # Its value is not shown: there are numbers, and tuples of tuples, that cannot be written out.
+        raise CheckpointError(f"{what} has a key of type {type(wrong).__name__}; the names of weights are texts")
     return content
 
 

@@ -20,8 +20,9 @@ from tokenmix.dsl.diagnostics import nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Left", "Placed", "Problem", "Report", "coverage", "match"]
+__all__ = ["Coverage", "Left", "Placed", "Problem", "Report", "common_prefix", "coverage", "is_finite", "match"]
 
+_MAX_PREFIX = 4  # wrappers around wrappers
 _SHOWN = 6  # names per line of a printed report, problems of a kind: three times as many
 
 
@@ -70,22 +71,26 @@ class Report:
         source: the file, or `the state dict`.
         layout: the layout that was used.
         entry: the nested entry that held the weights; None for the top.
+        prefix: what stood in front of the names of all entries and was left out, as `module.`.
         loaded: copied as they are, under another name perhaps.
         transformed: transposed, reshaped, split or joined.
         adapted: fitted to another shape: position tables, first convolution.
         fresh: weights of the module that stay as they were.
         unused: entries that have no place and need none.
+        not_finite: weights of the module whose values hold NaN or infinity. They are loaded all the same.
         problems: what forbids loading; empty in the report of a load that went through.
     """
 
     source: str
     layout: str
     entry: str | None
+    prefix: str = ""
     loaded: tuple[Placed, ...] = ()
     transformed: tuple[Placed, ...] = ()
     adapted: tuple[Placed, ...] = ()
     fresh: tuple[Left, ...] = ()
     unused: tuple[Left, ...] = ()
+    not_finite: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,12 +100,17 @@ class Report:
     def __str__(self) -> str:
         where = f", entry {self.entry}" if self.entry is not None else ""
         lines = [f"{self.source}{where}, layout {self.layout}"]
+        if self.prefix:
+            lines.append(f"  every entry is taken without its prefix {self.prefix}")
         for kind in ("loaded", "transformed", "adapted"):
             placed: tuple[Placed, ...] = getattr(self, kind)
             lines.append(f"  {kind:11} {len(placed):5}" + _grouped([(p.name, p.how) for p in placed if p.how]))
         for kind in ("fresh", "unused"):
             left: tuple[Left, ...] = getattr(self, kind)
             lines.append(f"  {kind:11} {len(left):5}" + _grouped([(item.name, item.why) for item in left]))
+        if self.not_finite:
+            found = _grouped([(name, "hold NaN or infinity") for name in self.not_finite])
+            lines.append(f"  not finite  {len(self.not_finite):5}{found}")
         if self.problems:
             lines.append(f"  problems    {len(self.problems):5}")
             shown: dict[str, int] = {}
@@ -125,11 +135,55 @@ def _grouped(items: list[tuple[str, str]]) -> str:
     return text
 
 
-def coverage(wanted: Mapping[str, Tensor], names: Iterable[str], layout: Layout) -> tuple[int, int]:
-    """How many of the weights get an entry under a layout, going by names alone, and how many need one."""
+@dataclass(frozen=True)
+class Coverage:
+    """How a layout brings together the names of entries and weights.
+
+    Attributes:
+        placed: weights that get an entry.
+        needed: weights that need one.
+        used: entries that find a weight.
+        entries: entries that should find one.
+    """
+
+    placed: int
+    needed: int
+    used: int
+    entries: int
+
+    @property
+    def share(self) -> float:
+        """Of the weights or of the entries: a part of a checkpoint has its layout too, and so has more than one."""
+        return max(self.placed / max(self.needed, 1), self.used / max(self.entries, 1))
+
+
+def coverage(wanted: Mapping[str, Tensor], names: Iterable[str], layout: Layout) -> Coverage:
+    """How far a layout goes, by names alone."""
     needed = {key for key in wanted if not layout.is_fresh(key)}
-    placed = {target for name in names if layout.check(name) is None for target in layout.resolve(name)[1]}
-    return len(needed & placed), len(needed)
+    places = [
+        set(layout.resolve(name)[1]) for name in names if layout.check(name) is None and not layout.is_ignored(name)
+    ]
+    used = sum(not needed.isdisjoint(targets) for targets in places)
+    return Coverage(len(needed & set().union(*places)), len(needed), used, len(places))
+
+
+def common_prefix(wanted: Mapping[str, Tensor], names: Iterable[str], layout: Layout) -> str:
+    """What stands in front of all names and must be left out for any to fit, or nothing.
+
+    Wrappers of modules put it there: `module.` of data-parallel training, `_orig_mod.` of `torch.compile`, `model.`.
+    """
+    names = list(names)
+    if not names or coverage(wanted, names, layout).placed:
+        return ""
+    found, most = "", 0
+    for length in range(1, _MAX_PREFIX + 1):
+        prefix = "".join(f"{part}." for part in names[0].split(".")[:length])
+        if not all(name.startswith(prefix) for name in names):
+            break
+        placed = coverage(wanted, [name.removeprefix(prefix) for name in names], layout).placed
+        if placed > most:
+            found, most = prefix, placed
+    return found
 
 
 def match(
@@ -140,6 +194,7 @@ def match(
     *,
     source: str,
     entry: str | None = None,
+    prefix: str = "",
     allow: Iterable[str] = (),
     adapt: bool = True,
 ) -> tuple[dict[str, Tensor], Report]:
@@ -150,7 +205,7 @@ def match(
         tensors: entries of the checkpoint.
         others: entries that are no tensors, and what they are.
         layout: where entries go.
-        source, entry: for the report.
+        source, entry, prefix: for the report.
         allow: patterns of keys, on either side, that may stay fresh or unused.
         adapt: fit position tables and the first convolution to other shapes.
     """
@@ -159,7 +214,8 @@ def match(
     matching.fill(tensors)
     matching.leave(tensors)
     lists = {kind: tuple(found) for kind, found in matching.lists.items()}
-    return matching.values, Report(source, layout.name, entry, **lists)
+    broken = tuple(key for key, value in matching.values.items() if not is_finite(value))
+    return matching.values, Report(source, layout.name, entry, prefix, not_finite=broken, **lists)
 
 
 @dataclass
@@ -255,14 +311,15 @@ class _Matching:
                 how = f"{how}, {done}" if how else done
         if tuple(value.shape) != shape:
             came = " and ".join(f"{u.name} is {_shape(s.shape)}" for u, s in zip(uses, sources, strict=True))
-            came += f", {how} {_shape(value.shape)}" if how else ""
+            came = f"the checkpoint's {came}" + (f", {how} {_shape(value.shape)}" if how else "")
             if fits(key, self.allow) or all(fits(use.name, self.allow) for use in uses):
                 self.lists["fresh"].append(Left(key, shape, f"allowed; {came}"))
                 self.lists["unused"] += [Left(u.name, tuple(tensors[u.name].shape), "allowed") for u in uses]
             else:
-                self.problem("shape", key, f"{key} is {_shape(shape)}; {came}")
+                self.problem("shape", key, f"the module's {key} is {_shape(shape)}; {came}")
         elif value.is_complex() or value.is_floating_point() != weight.is_floating_point():
-            self.problem("kind", key, f"{key} is {weight.dtype}; {uses[0].name} is {value.dtype}")
+            theirs = f"the checkpoint's {uses[0].name} is {value.dtype}"
+            self.problem("kind", key, f"the module's {key} is {weight.dtype}; {theirs}")
         else:
             self.values[key] = value
             names, shapes = tuple(u.name for u in uses), tuple(tuple(s.shape) for s in sources)
@@ -342,6 +399,14 @@ class _Matching:
             else:
                 place = f" (it would be {', '.join(targets)})" if targets and targets != (name,) else ""
                 self.problem("unused", name, f"{name} {_shape(shape)} has no place in the module{place}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers only, neither NaN nor infinity."""
+    if not tensor.is_floating_point():
+        return True
+    # torch does not look into floats of 8 bits; all of them are floats of 32 bits too.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -23,7 +23,7 @@ from tokenmix.dsl.diagnostics import FindingsError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MissingTorch", "build", "import_source", "require_torch"]
+__all__ = ["MissingTorch", "build", "import_source", "require_torch", "unwrapped"]
 
 # Where imported sources live in `sys.modules`: below a name no file has.
 _PACKAGE = "tokenmix_emitted"
@@ -138,7 +138,7 @@ def build(
     Args:
         spec: a path, the name of a shipped spec, or a loaded model.
         num_classes: width of the classifier; 0 gives the pooled features. Default: as the spec says.
-        features_only: return the four normed stage maps, (B, C, H, W) at strides 4 to 32, instead of scores.
+        features_only: return the map of every stage behind the spec's `features`, (B, C, H, W), instead of scores.
         kernels: "fast", or "reference" for the plain torch layers that the fast ones are compared with.
         for_inference: fold what can be folded, as `tokenmix.for_inference` does with a module that holds weights.
         checkpoint: do not keep the activations of blocks for the backward pass but compute them anew, block by block.
@@ -146,6 +146,7 @@ def build(
 
     Raises:
         FindingsError: if the spec has findings.
+        TypeError, ValueError: if `num_classes` is nothing that the spec allows, or arguments exclude each other.
         MissingTorch: if torch is not installed.
 
     Example:
@@ -155,6 +156,8 @@ def build(
     require_torch()
     if kernels not in ("fast", "reference"):
         raise ValueError(f'kernels is "fast" or "reference", not {kernels!r}')
+    if num_classes is not None and "classes" in overrides:
+        raise TypeError("num_classes and classes say the same: give one of them")
     if isinstance(spec, Model):
         if overrides:
             raise TypeError("give overrides to load() where a loaded model is built")
@@ -168,9 +171,7 @@ def build(
     arguments: dict[str, Any] = {}
     assert model.plan is not None
     if num_classes is not None:
-        if "classes" not in model.plan.parameters:
-            raise ValueError(f"{model.name} has no parameter `classes` for num_classes to set")
-        arguments["num_classes"] = num_classes
+        arguments["num_classes"] = _classes(model, num_classes)
     if features_only:
         if not model.plan.norms:
             raise ValueError(f"{model.name} does not say under `features` what a dense backbone puts on its maps")
@@ -180,6 +181,7 @@ def build(
     built.tokenmix_spec = _reference(model)
     built.tokenmix_settings = dict(model.overrides)
     built.tokenmix_arguments = arguments
+    built.tokenmix_kernels = kernels
     if checkpoint:
         if for_inference:
             raise ValueError("checkpoint saves memory of training, for_inference is for evaluation: choose one")
@@ -188,8 +190,41 @@ def build(
     if for_inference:
         from tokenmix.runtime import inference
 
-        return inference.for_inference(built, kernels=kernels)
+        return inference.for_inference(built)
     return built
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of `torch.compile` and data-parallel training, whose weights it keeps."""
+    from torch import nn
+
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def _classes(model: Model, number: int) -> int:
+    """`num_classes`, held against what the spec declares of its parameter `classes`."""
+    import operator
+
+    assert model.spec is not None
+    assert model.plan is not None
+    if "classes" not in model.plan.parameters:
+        raise ValueError(f"{model.name} has no parameter `classes` for num_classes to set")
+    declared = model.spec.parameters.get("classes")
+    low, high = (getattr(getattr(declared, bound, None), "value", None) for bound in ("low", "high"))
+    bounds = [f"at {word} {bound}" for word, bound in (("least", low), ("most", high)) if bound is not None]
+    wanted = f"num_classes sets `classes` of {model.name}, a whole number{', ' if bounds else ''}{' and '.join(bounds)}"
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{wanted}; got {number!r}")
+    number = operator.index(number)
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{wanted}; got {number}")
+    return number
 
 
 def _reference(model: Model) -> str:

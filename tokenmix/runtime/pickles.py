@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PickledArray", "UnsafePickle", "read_pickle"]
 
-# Instructions of one file; a checkpoint of 10,000 arrays has some 400,000. Each makes at most one small object, and
-# what it reads from the file is as large as that part of the file: so memory is bounded by the size of the file.
+# Instructions of one file; a checkpoint of 10,000 arrays has some 400,000. Each makes at most one small object, what it
+# reads is as large as that part of the file, and what it makes of objects at hand, which may be the same ones every
+# time, is counted: so memory is bounded by the size of the file.
 MAX_INSTRUCTIONS = 2_000_000
+# Bytes and entries made of objects at hand, per byte of the file. Where pickles of numpy put a byte into an array, they
+# do so once, and before protocol 3 they encode it once.
+MAX_COPIES = 2
+MAX_ARGUMENTS = 8
 MAX_DIMENSIONS = 32
+MAX_BYTES = 2**63 - 1  # what numpy can address; an empty array may have sides whose product is more
 
 # What a pickle of arrays asks for -> the record that answers. numpy 2 writes `numpy._core`, numpy 1 `numpy.core`.
 _GLOBALS = {
@@ -63,16 +69,16 @@ class PickledArray:
 
     dtype: _Dtype | None = None
     shape: tuple[int, ...] = ()
-    data: bytes = b""
+    data: bytes | bytearray = b""
     by_columns: bool = False
 
     def numpy(self) -> numpy.ndarray:
         """The array, in the machine's byte order; read-only where no bytes had to be moved."""
         import numpy
 
-        assert self.dtype is not None
+        assert self.dtype is not None  # `read_pickle` returns no others
         order = self.dtype.order if self.dtype.order in "<>" else "="
-        flat = numpy.frombuffer(self.data, dtype=numpy.dtype(order + self.dtype.code))
+        flat = numpy.frombuffer(memoryview(self.data).toreadonly(), dtype=numpy.dtype(order + self.dtype.code))
         array = flat.reshape(self.shape, order="F" if self.by_columns else "C")
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
@@ -84,8 +90,9 @@ def read_pickle(path: Path) -> Any:
         UnsafePickle: if it asks for anything that is not needed to write arrays, or is too long.
         ValueError: if it is cut off or no pickle.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        return _Machine().run(_Bounded(file, path.stat().st_size))
+        return _Machine(size).run(_Bounded(file, size))
 
 
 class _Bounded:
@@ -107,10 +114,12 @@ class _Bounded:
 class _Machine:
     """The stack, the marks and the memo of a pickle (see `pickletools`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.left = MAX_COPIES * size
+        self.unfilled = 0
 
     def run(self, file: Any) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -127,7 +136,15 @@ class _Machine:
                 raise ValueError(f"the instruction {opcode.name} finds nothing to work on") from None
         if len(self.stack) != 1 or self.marks:
             raise ValueError("it does not end with one object")
+        if self.unfilled:
+            raise ValueError("an array is never filled")
         return self.stack[0]
+
+    def spend(self, count: int) -> None:
+        """Count bytes or entries that are made of objects at hand."""
+        self.left -= count
+        if self.left < 0:
+            raise UnsafePickle(f"it unfolds to more than {MAX_COPIES} times its size")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -158,6 +175,8 @@ class _Machine:
             # Hashing nested tuples can take for ever: names are all that a checkpoint needs.
             if not isinstance(key, str | int):
                 raise UnsafePickle(f"a key is a {type(key).__name__}, not a text")
+            if isinstance(key, int) and key.bit_length() > 64:
+                raise UnsafePickle(f"a key is a number of {key.bit_length()} bits, not a text")
             into[key] = value
 
     def name(self, module: Any, name: Any) -> None:
@@ -171,9 +190,9 @@ class _Machine:
             raise UnsafePickle(f"it calls a {type(function).__name__}")
         maker = _CALLS.get(function.name)
         try:
-            if maker is None:
+            if maker is None or len(arguments) > MAX_ARGUMENTS:
                 raise TypeError
-            self.push(maker(*arguments))
+            self.push(maker(self, *arguments))
         except TypeError:
             raise UnsafePickle(f"it calls `{function.name}` in a way that arrays do without") from None
 
@@ -182,7 +201,7 @@ class _Machine:
         fits = isinstance(state, tuple)
         if fits and isinstance(target, PickledArray) and target.dtype is None and len(state) == 5:
             _, shape, dtype, by_columns, data = state
-            self.stack[-1] = _fill_array(target, dtype, shape, data, by_columns is True)
+            _fill_array(self, target, dtype, shape, data, by_columns is True)
         elif fits and isinstance(target, _Dtype) and len(state) >= 2 and state[1] in ("<", ">", "|", "="):
             if any(part is not None for part in state[2:5]):
                 raise UnsafePickle("it has an array of records")
@@ -197,53 +216,65 @@ def _shown(name: Any) -> str:
     return name[:80] if name.isprintable() else ascii(name[:80])
 
 
-def _dtype(code: Any, *_: Any) -> _Dtype:
-    if not isinstance(code, str) or code.lstrip("<>=|") not in _DTYPES:
+def _dtype(machine: _Machine, code: Any, *_: Any) -> _Dtype:
+    if not isinstance(code, str) or len(code) > 80 or code.lstrip("<>=|") not in _DTYPES:
         shown = "Python objects" if isinstance(code, str) and code.lstrip("|")[:1] == "O" else f"dtype {_shown(code)}"
         raise UnsafePickle(f"it has an array of {shown}; arrays of numbers are read and nothing else")
     number = code.lstrip("<>=|")
     return _Dtype(number, code[0] if code != number else "=")
 
 
-def _array(cls: Any, *_: Any) -> PickledArray:
+def _array(machine: _Machine, cls: Any, *_: Any) -> PickledArray:
     if cls != _Global("ndarray"):
         raise TypeError
+    machine.unfilled += 1
     return PickledArray()
 
 
-def _fill_array(array: PickledArray, dtype: Any, shape: Any, data: Any, by_columns: bool) -> PickledArray:
-    if isinstance(data, str):  # Python 2 wrote bytes as texts
-        data = _encode(data, "latin1")
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
-        raise UnsafePickle("it has an array of something other than numbers")
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and 0 <= n < 2**48 for n in shape):
-        raise ValueError("an array has no shape")
-    if len(shape) > MAX_DIMENSIONS or math.prod(shape) * _DTYPES[dtype.code] != len(data):
-        raise ValueError(f"an array of shape {list(shape[:8])} and dtype {dtype.code} has {len(data)} bytes")
-    array.dtype, array.shape, array.data, array.by_columns = dtype, shape, bytes(data), by_columns
+def _whole_array(machine: _Machine, dtype: Any, shape: Any, data: Any, by_columns: bool = False) -> PickledArray:
+    array = _array(machine, _Global("ndarray"))
+    _fill_array(machine, array, dtype, shape, data, by_columns)
     return array
 
 
-def _encode(text: Any, codec: Any) -> bytes:
+def _fill_array(machine: _Machine, array: PickledArray, dtype: Any, shape: Any, data: Any, by_columns: bool) -> None:
+    if isinstance(data, str):  # Python 2 wrote bytes as texts
+        data = _encode(machine, data, "latin1")
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
+        raise UnsafePickle("it has an array of something other than numbers")
+    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        raise ValueError("an array has no shape")
+    if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) * _DTYPES[dtype.code] > MAX_BYTES:
+        raise ValueError(f"an array has the shape {list(shape[:8])}")
+    if math.prod(shape) * _DTYPES[dtype.code] != len(data):
+        raise ValueError(f"an array of shape {list(shape[:8])} and dtype {dtype.code} has {len(data)} bytes")
+    machine.spend(len(data))  # not copied here, but by those who make a tensor of it
+    machine.unfilled -= 1
+    array.dtype, array.shape, array.data, array.by_columns = dtype, shape, data, by_columns
+
+
+def _encode(machine: _Machine, text: Any, codec: Any) -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise TypeError
+    machine.spend(len(text))
     return text.encode("latin-1")
 
 
-def _tuple(items: Any) -> tuple:
+def _tuple(machine: _Machine, items: Any) -> tuple:
     if not isinstance(items, tuple | list):
         raise TypeError
+    machine.spend(len(items))
     return tuple(items)
 
 
-def _empty(make: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: make()
+def _empty(make: Callable[[], Any]) -> Callable[[_Machine], Any]:
+    return lambda _: make()
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
     "array": _array,
-    "scalar": lambda dtype, data: _fill_array(PickledArray(), dtype, (), data, False),
-    "buffer": lambda data, dtype, shape, order: _fill_array(PickledArray(), dtype, shape, data, order == "F"),
+    "scalar": lambda machine, dtype, data: _whole_array(machine, dtype, (), data),
+    "buffer": lambda machine, data, dtype, shape, order: _whole_array(machine, dtype, shape, data, order == "F"),
     "dtype": _dtype,
     "encode": _encode,
     "tuple": _tuple,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,9 @@ from tokenmix.compiler.model import Model, load
 from tokenmix.compiler.spec import Spec
 from tokenmix.dsl.diagnostics import Finding, FindingsError, nearest
 from tokenmix.runtime.checkpoints import Checkpoint, CheckpointError, WeightsError, read_checkpoint
-from tokenmix.runtime.matching import Report, coverage, match
-from tokenmix.runtime.module import build, require_torch
+from tokenmix.runtime.files import replacing
+from tokenmix.runtime.matching import Report, common_prefix, coverage, match
+from tokenmix.runtime.module import build, require_torch, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +38,8 @@ __all__ = [
     "was_converted",
 ]
 
-# A layout is taken for the right one if it finds this share of the weights, going by names alone.
+# A layout is taken for the right one if it finds this share of the weights, or a place for this share of the entries,
+# going by names alone.
 ENOUGH = 0.5
 
 OWN = Layout("tokenmix")
@@ -49,8 +51,14 @@ class Mismatch(WeightsError):
     def __init__(self, report: Report):
         self.report = report
         advice = "\nNothing was loaded."
-        kinds = {problem.kind for problem in report.problems}
-        if kinds & {"missing", "unused", "shape"}:
+        kinds = Counter(problem.kind for problem in report.problems)
+        if kinds["shape"] + kinds["missing"] > len(report.loaded) + len(report.transformed) + len(report.adapted):
+            # Patterns for most of the weights would leave a module that was not loaded.
+            if kinds["shape"] > kinds["missing"]:
+                advice += " Most shapes differ: the checkpoint is of another variant, or of other settings of the spec."
+            else:
+                advice += " Most weights are missing: the checkpoint is a part of one, or of another model."
+        elif kinds["missing"] or kinds["unused"] or kinds["shape"]:
             names = dict.fromkeys(problem.name.split(".")[0] + ".*" for problem in report.problems)
             patterns = ", ".join(f'"{name}"' for name in list(names)[:4])
             advice += f" What may stay fresh or unused is named by patterns: allow=[{patterns}], or --allow PATTERN."
@@ -70,7 +78,8 @@ def load_weights(
     """Load a checkpoint into an emitted module, completely or not at all.
 
     Args:
-        module: the module, on any device and of any dtype; values are converted to those of its weights.
+        module: the module, on any device and of any dtype; values are converted to those of its weights. It may be
+            wrapped by `torch.compile` or for data-parallel training.
         source: a file (safetensors, torch, `.pdparams`), or a state dict of tensors or numpy arrays.
         layout: `tokenmix` for the module's own keys, `official` for the first layout of its family, the name of a
             layout, a path to a layout file, or `auto`: the one whose names fit.
@@ -87,6 +96,7 @@ def load_weights(
         CheckpointError: if the file cannot be read or holds anything but weights.
         FindingsError: if the layout file is wrong.
     """
+    module = unwrapped(module)
     if getattr(module, "tokenmix_folded", False):
         raise WeightsError("this module is folded for inference: load the weights first, then tokenmix.for_inference")
     wanted = module.state_dict()
@@ -117,16 +127,17 @@ def matched(
     spec = _spec(known)
     allowed = (allow,) if isinstance(allow, str) else tuple(allow)
     if layout == "auto":
-        chosen = _fitting(wanted, checkpoint, _candidates(spec), entry)
+        chosen = _fitting(wanted, checkpoint, spec, entry)
     else:
         chosen = _named(layout, spec)
     place = _entry(checkpoint, chosen, entry)
-    tensors, others = checkpoint.state(place)
+    prefix, tensors, others = _state(wanted, checkpoint, chosen, place)
     if not tensors:
-        raise CheckpointError(f"{checkpoint.name} holds no tensors{_elsewhere(checkpoint)}")
+        raise no_tensors(checkpoint)
     values, report = match(
-        wanted, tensors, others, chosen, source=checkpoint.name, entry=place, allow=allowed, adapt=adapt
-    )
+        wanted, tensors, others, chosen,
+        source=checkpoint.name, entry=place, prefix=prefix, allow=allowed, adapt=adapt,
+    )  # fmt: skip
     if report.problems:
         raise Mismatch(report)
     return values, report
@@ -185,32 +196,46 @@ def _entry(checkpoint: Checkpoint, layout: Layout, entry: str | None) -> str | N
     return next(iter(known)) if len(known) == 1 and not checkpoint.state(None)[0] else None
 
 
-def _elsewhere(checkpoint: Checkpoint) -> str:
+def _state(
+    wanted: Mapping[str, Tensor], checkpoint: Checkpoint, layout: Layout, place: str | None
+) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """The prefix that all entries have and the weights have not, then tensors and other things by name without it."""
+    tensors, others = checkpoint.state(place)
+    prefix = common_prefix(wanted, tensors, layout)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return prefix, bare, {name.removeprefix(prefix): kind for name, kind in others.items()}
+
+
+def no_tensors(checkpoint: Checkpoint) -> CheckpointError:
+    """What to raise of a checkpoint without tensors where they were looked for."""
     known = ", ".join(f"{name} ({count})" for name, count in checkpoint.entries.items())
-    return f" at its top; entries that do: {known}; choose one with entry=..." if known else ""
+    elsewhere = f" at its top; entries that do: {known}; choose one with entry=..." if known else ""
+    return CheckpointError(f"{checkpoint.name} holds no tensors{elsewhere}")
 
 
-def _fitting(wanted: Mapping[str, Tensor], checkpoint: Checkpoint, layouts: list[Layout], entry: str | None) -> Layout:
-    """The layout under which most weights find an entry. Raises `WeightsError` if none or several do."""
+def _fitting(wanted: Mapping[str, Tensor], checkpoint: Checkpoint, spec: Spec | None, entry: str | None) -> Layout:
+    """The layout that goes furthest with the names. Raises `WeightsError` if none or several do."""
+    layouts = _candidates(spec)
     found = []
     for layout in layouts:
-        tensors, _ = checkpoint.state(_entry(checkpoint, layout, entry))
-        placed, needed = coverage(wanted, tensors, layout)
-        found.append((placed / max(needed, 1), layout, placed, needed, tensors))
-    found.sort(key=lambda item: -item[0])
-    best = found[0]
-    if best[0] >= ENOUGH and (len(found) == 1 or best[0] > found[1][0]):
-        return best[1]
-    if best[0] >= ENOUGH:
-        names = " and ".join(layout.name for share, layout, *_ in found if share == best[0])
+        _, tensors, _ = _state(wanted, checkpoint, layout, _entry(checkpoint, layout, entry))
+        found.append((coverage(wanted, tensors, layout), layout, tensors))
+    found.sort(key=lambda item: -item[0].share)
+    best = found[0][0].share
+    fitting = [layout for covered, layout, _ in found if covered.share == best]
+    if best >= ENOUGH and len(fitting) == 1:
+        return fitting[0]
+    if best >= ENOUGH:
+        names = " and ".join(layout.name for layout in fitting)
         raise WeightsError(f"{checkpoint.name} fits several layouts equally well: {names}; choose one with layout=...")
     if not any(tensors for *_, tensors in found):
-        raise CheckpointError(f"{checkpoint.name} holds no tensors{_elsewhere(checkpoint)}")
+        raise no_tensors(checkpoint)
     lines = [f"{checkpoint.name} fits no layout that is known for the module; weights found, going by names:"]
-    for _, layout, placed, needed, tensors in found:
-        lines.append(f"  {layout.name:20} {placed} of {needed}; {_nearest_pair(wanted, tensors, layout)}")
+    for covered, layout, tensors in found:
+        pair = _nearest_pair(wanted, tensors, layout)
+        lines.append(f"  {layout.name:20} {covered.placed} of {covered.needed}; {pair}")
     if len(layouts) == 1:
-        lines.append("  the module's own keys are all that was tried: it is not known which spec it is of (spec=...)")
+        lines.append(f"  the module's own keys are all that was tried: {_no_layouts(spec)}")
     others = [name for name in shipped_layouts() if name not in {layout.name for layout in layouts}]
     if others:
         lines.append(f"  layouts of other families: {', '.join(others)}")
@@ -263,16 +288,8 @@ def convert_weights(
         key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in whole.items()
     }
     metadata = {"format": "pt", "tokenmix": __version__, "spec": found.name if found else "", "layout": report.layout}
-    path = Path(output)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(Path(output)) as beside:
+        save_file(tensors, beside, metadata)
     return report
 
 

@@ -41,4 +41,4 @@ HELPERS: dict[str, str] = {
 
 # Names with a fast path besides: the files of `tokenmix.fast` that emitted modules import them from instead. Standalone
 # sources, and modules built with `kernels="reference"`, hold what stands in this folder.
-FAST: dict[str, str] = {"axial_sample": "axial_sample"}
+FAST: dict[str, str] = {"WindowAttention": "window_attention", "axial_sample": "axial_sample"}

@@ -53,11 +53,13 @@ class WindowAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads)) if relative_bias else None
+        self.gathered: Tensor | None
         self.register_buffer("gathered", None, persistent=False)
 
     def prepare_for_inference(self) -> None:
-        """Gather the bias once; the table is not looked at again."""
-        self.gathered = self.bias()
+        """Gather the bias once; the table is gone, so that no new one is loaded in vain."""
+        self.register_buffer("gathered", self.bias())
+        self.bias_table = None
 
     def bias(self) -> Tensor | None:
         """The table spread over pairs of positions, (1, h, w*w, w*w)."""

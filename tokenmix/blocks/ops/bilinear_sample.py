@@ -29,7 +29,7 @@ class BilinearSample(Op):
         return x.having(H=dx.H, W=dx.W)
 
     def cost(self, inputs, outputs, *, outside):
-        return Tally(grid_sample=size(outputs[0]))
+        return Tally(grid_sample=size(outputs[0]), macs_sampling=4 * size(outputs[0]))
 
     def forward(self, x, dx, dy, *, inputs, outside):
         return f'bilinear_sample({x}, {dx}, {dy}, "{outside}")'

@@ -11,7 +11,7 @@ class ChannelMean(Op):
         return x.having(C=1)
 
     def cost(self, inputs, outputs):
-        return Tally(elementwise=size(inputs[0]))
+        return Tally(mean=size(inputs[0]), mean_out=size(outputs[0]))
 
     def forward(self, x, *, inputs):
         return call("mean", x, -1, "keepdim=True")

@@ -24,7 +24,7 @@ class Fold(Op):
         return Tensor("map", (x.C, height, width))
 
     def cost(self, inputs, outputs, *, height, width, kernel, stride, padding):
-        return Tally(elementwise=size(outputs[0]))
+        return Tally(elementwise=size(inputs[0]))
 
     def forward(self, x, *, inputs, height, width, kernel, stride, padding):
         return f"fold({x}, {height}, {width}, {kernel}, {stride}, {padding})"

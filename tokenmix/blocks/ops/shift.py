@@ -1,3 +1,4 @@
+from tokenmix.blocks.broadcast import bracketed
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, size
 
@@ -14,7 +15,7 @@ class Shift(Op):
         return Tally(elementwise=size(outputs[0]))
 
     def forward(self, x, *, inputs, by):
-        return f"{x} + {by}"
+        return f"{x} + {bracketed(str(by))}"
 
 
 op = Shift()

@@ -18,7 +18,7 @@ class TokenOrder(Op):
         return Tensor("order", (x.N,))
 
     def cost(self, inputs, outputs):
-        return Tally(elementwise=size(inputs[0]))
+        return Tally(mean=size(inputs[0]), mean_out=inputs[0].N)
 
     def forward(self, x, *, inputs):
         return f"token_order({x})"

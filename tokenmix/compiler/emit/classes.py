@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenmix.blocks.op import KINDS, Tensor
+from tokenmix.blocks.op import KINDS, Op, Tensor
 from tokenmix.compiler.bind import default_value
-from tokenmix.compiler.definition import Definition
+from tokenmix.compiler.definition import Definition, calls_in
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.expressions import Arm, ExpressionWriter, Module, Several, Value, either, negated
 from tokenmix.compiler.emit.formulas import Formula, Leaf, comment, hint_of, is_symbolic, leaves_of, symbol
@@ -23,7 +23,7 @@ from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal, parag
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake
-from tokenmix.dsl.expressions import names_in
+from tokenmix.dsl.expressions import Evaluator, names_in
 
 __all__ = ["ClassText", "Emitter"]
 
@@ -73,6 +73,17 @@ class Emitter:
             self._done[key] = _ClassWriter(self, definition, instance, self._name(definition.name)).write()
             self.classes.append(self._done[key])
         return self._done[key]
+
+    def labels(self) -> dict[str, bool]:
+        """Labels in the blocks written so far, and whether each is a learned parameter."""
+        found = {}
+        for definition, *_ in self._done:
+            for call in calls_in(definition.block.body):
+                target = self.library.find(call.callee)
+                if id(call) in definition.labels:
+                    found[definition.labels[id(call)]] = isinstance(target, Op) and target.is_parameter
+            found |= dict.fromkeys(definition.modules, False)
+        return found
 
     def instance(self, definition: Definition, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> BlockGraph:
         """A use of the block in the model that runs through the same lines."""
@@ -197,7 +208,7 @@ class _ClassWriter(ExpressionWriter):
         self._write_sizes()
         head = self._constructor()
         doc = paragraphs(self.definition.block.doc) or [f"Block `{self.definition.name}`."]
-        lines = [f"class {self.text.name}(nn.Module):", *docstring(doc, "    "), "", *head]
+        lines = [f"class {self.text.name}(nn.Module):", *docstring(doc, "    "), *(["", *head] if head else [])]
         tensors = ", ".join(f"{i.name}: Tensor" for i in self.definition.signature.inputs)
         lines += ["", f"    def forward(self, {tensors}) -> {self._result_type}:", *self.forward.lines]
         self.text.text = "\n".join(line.rstrip() for line in lines)
@@ -237,17 +248,16 @@ class _ClassWriter(ExpressionWriter):
         """Names for the sizes that `forward` mentions, at its top."""
         top = []
         for declared, tensor in zip(self.definition.signature.inputs, self.inputs, strict=True):
-            names = [
-                str(d) if isinstance(d, Formula) and leaves_of(d) <= _leaves("size") else "" for d in tensor.layout[:-1]
+            sizes = [
+                isinstance(d, Formula) and all(leaf.role == "size" for leaf in leaves_of(d)) for d in tensor.layout
             ]
+            names = [str(d) if size else "" for d, size in zip(tensor.layout, sizes, strict=True)]
             used = [n for n in names if n in self.recorder.sizes]
-            if used:
-                if len(names) == 2:
-                    top.append(
-                        f"        {', '.join(n if n in used else '_' for n in names)} = {declared.name}.shape[1:3]"
-                    )
-                else:
-                    top += [f"        {n} = {declared.name}.shape[{i + 1}]" for i, n in enumerate(names) if n in used]
+            if used and tensor.kind == "map":
+                both = ", ".join(n if n in used else "_" for n in names[:2])
+                top.append(f"        {both} = {declared.name}.shape[1:3]")
+            else:
+                top += [f"        {n} = {declared.name}.shape[{i + 1}]" for i, n in enumerate(names) if n in used]
         self.forward.lines[:0] = top
 
     def _constructor(self) -> list[str]:
@@ -263,7 +273,7 @@ class _ClassWriter(ExpressionWriter):
                 text += f" = {literal(default_value(parameter, self.definition.name))}"
             arguments.append(text)
         if not self.init.lines and not self.recorder.stored:
-            return self._no_constructor(arguments)
+            return self._no_constructor()
         stored = [
             f"        self.{name} = {name}"
             for name in [*self.text.channels, *self.text.parameters]
@@ -276,7 +286,7 @@ class _ClassWriter(ExpressionWriter):
             head = "    def __init__(\n        self,\n        " + ",\n        ".join(arguments) + ",\n    ):"
         return [head, "        super().__init__()", *checks, *stored, *rest]
 
-    def _no_constructor(self, arguments: list[str]) -> list[str]:
+    def _no_constructor(self) -> list[str]:
         # Nothing to set up: torch's own constructor does.
         self.text.channels, self.text.parameters = {}, []
         return []
@@ -477,8 +487,19 @@ class _ClassWriter(ExpressionWriter):
             test = str(condition)
         label = self.definition.labels[id(call)]
         self.init.add(f"self.{label} = {constructor} if {test} else nn.Identity()")
-        self._set(name, Value(f"self.{label}({value.code})", outputs[0]))
+        # Where the use at hand goes without the layer, its formulas are those of the input.
+        shape = outputs[0] if self._holds(statement.condition) else value.tensor
+        self._set(name, Value(f"self.{label}({value.code})", shape))
         return True
+
+    def _holds(self, condition: syntax.Expr) -> bool:
+        """Whether a condition on hyperparameters and channels holds in the use at hand."""
+        first = self.instance.inputs[0]
+        names = {letter: getattr(first, letter) for letter in first.letters} | self.instance.arguments
+        try:
+            return bool(Evaluator(names, "").value(condition))
+        except Mistake:  # it reads a number that the block computes: the layer is there in some use
+            return True
 
     def _for(self, statement: syntax.For) -> None:
         if self.emitter.elaborator.branches.get(id(statement)) == {False}:
@@ -512,6 +533,9 @@ class _ClassWriter(ExpressionWriter):
 class _Shadow(_ClassWriter):
     """Runs a called block for the shape of its results in the caller's formulas, and writes nothing."""
 
+    def eval_name(self, expr: syntax.Name) -> Any:
+        return Evaluator.eval_name(self, expr)  # the caller's loops are not this block's
+
     def results(self, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> tuple[Tensor, ...]:
         for declared, tensor in zip(self.definition.signature.inputs, inputs, strict=True):
             self.environment[declared.name] = Value(declared.name, tensor)
@@ -530,12 +554,9 @@ class _Shadow(_ClassWriter):
         self._returned = tuple(self._flowing(expr, "").tensor for expr in statement.values)
 
 
-def _leaves(role: str) -> Any:
-    class _Any(set):
-        def __ge__(self, other):
-            return all(leaf.role == role for leaf in other)
-
-    return _Any()
+def _is_size(dim: Any) -> bool:
+    """Whether a dimension is known per input."""
+    return isinstance(dim, Formula) and all(leaf.role == "size" for leaf in leaves_of(dim))
 
 
 def _comparable(a: Tensor, b: Tensor) -> bool:

@@ -21,6 +21,7 @@ from tokenmix.compiler.emit.formulas import (
     hint_of,
     is_symbolic,
     leaves_of,
+    real,
     rendering,
     symbol,
 )
@@ -189,16 +190,26 @@ class ExpressionWriter(Evaluator):
             return super().combine(expr, left, right)
         if expr.op in ("==", "!=", "<", "<=", ">", ">="):
             level = LEVEL["compare"]
-            return Symbol("{} " + expr.op + " {}", ((left, level + 1), (right, level + 1)), level)
+            return Symbol("{} " + expr.op + " {}", ((real(left), level + 1), (real(right), level + 1)), level)
         if all(_is_integral(v) for v in (left, right)):
             return _INTEGRAL[expr.op](left, right)
         level = LEVEL[expr.op]
-        return Symbol("{} " + expr.op + " {}", ((left, level), (right, level + 1)), level, Rate(False))
+        return Symbol("{} " + expr.op + " {}", ((real(left), level), (real(right), level + 1)), level, Rate(False))
+
+    def eval_name(self, expr: syntax.Name) -> Any:
+        value = super().eval_name(expr)
+        running = {leaf for leaf, _, _ in self.loops}
+        if is_symbolic(value) and any(leaf.role == "loop" and leaf not in running for leaf in leaves_of(value)):
+            raise Mistake(
+                "TM1702", f"the number `{expr.name}` is set in a loop and read behind it", expr.span,
+                help="write it as a number of its own behind the loop",
+            )  # fmt: skip
+        return value
 
     def _combine_tensors(self, op: str, left: Any, right: Any) -> Value:
         if isinstance(left, Value) and isinstance(right, Value):
             return self._op({"+": "add", "-": "sub", "*": "mul"}[op], (left, right), {})
-        tensor, number = (left, right) if isinstance(left, Value) else (right, left)
+        tensor, number = (left, real(right)) if isinstance(left, Value) else (right, real(left))
         if op == "*":
             return self._op("scale", (tensor,), {"by": number})
         if op == "/":
@@ -213,10 +224,10 @@ class ExpressionWriter(Evaluator):
             return self._op("shift", (tensor,), {"by": number})
         if tensor is left:
             with self._code(forward=True):
-                code = f"{tensor.code} - {number}"
+                code = f"{tensor.code} - {bracketed(str(number))}"
             return Value(code, tensor.tensor, tensor.calls)
         with self._code(forward=True):
-            return Value(f"{number} - {bracketed(tensor.code)}", tensor.tensor, tensor.calls)
+            return Value(f"{bracketed(str(number))} - {bracketed(tensor.code)}", tensor.tensor, tensor.calls)
 
     def eval_conditional(self, expr: syntax.Conditional) -> Any:
         condition = self.value(expr.condition)
@@ -245,6 +256,8 @@ class ExpressionWriter(Evaluator):
         name = expr.callee
         if name in ("floor", "ceil") and isinstance(values[0], Formula):
             return values[0].floor() if name == "floor" else values[0].ceil()
+        if name == "sqrt" or any(isinstance(h, Fraction) and h.denominator > 1 for h in map(hint_of, values)):
+            values = [real(v) for v in values]
         template = (
             ("math." if name in ("floor", "ceil", "sqrt") else "") + name + "(" + ", ".join(["{}"] * len(values)) + ")"
         )

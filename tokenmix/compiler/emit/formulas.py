@@ -23,6 +23,7 @@ __all__ = [
     "hint_of",
     "is_symbolic",
     "leaves_of",
+    "real",
     "rendering",
     "symbol",
 ]
@@ -127,6 +128,11 @@ class Symbol:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Symbol) and self.key == other.key
+
+
+def real(value: Any) -> Any:
+    """A number for places that take fractions: comparisons, roots, arithmetic with tensors."""
+    return value.quotient() if isinstance(value, Formula) else value
 
 
 def symbol(template: str, *parts: Any, level: int = _ATOM, inner: int = 0, hint: Any = None) -> Symbol:
@@ -252,6 +258,15 @@ class Formula:
     def __rpow__(self, base: Any) -> Any:
         made = Symbol("{} ** {}", ((base, LEVEL["**"] + 1), (self, LEVEL["sign"])), LEVEL["**"])
         return Formula.of(made, _apply(lambda a, b: a**b, hint_of(base), self.hint))
+
+    def quotient(self) -> Any:
+        """The exact number, where a fraction may come out: `H / 4` as it stands and not as the whole number below."""
+        if self._is_whole():
+            return self
+        raised, number, below = self._fraction()
+        above = Formula(tuple((m, Fraction(c)) for m, c in raised))
+        divisor = _simplified(Formula(((tuple(below.items()), Fraction(number)),)))
+        return Symbol("{} / {}", ((above, LEVEL["/"]), (divisor, LEVEL["/"] + 1)), LEVEL["/"], self.hint)
 
     def floor(self) -> Any:
         """The whole number below a quotient such as `H / 4`."""

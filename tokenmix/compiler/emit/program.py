@@ -14,7 +14,7 @@ from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.classes import Emitter
 from tokenmix.compiler.emit.formulas import Leaf, Recorder, Symbol, rendering, symbol
 from tokenmix.compiler.emit.inline import definitions, import_lines
-from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal
+from tokenmix.compiler.emit.text import WIDTH, broken, docstring, literal, quoted
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.plan import Plan, Site, StagePlan, make_plan
 from tokenmix.dsl import syntax
@@ -376,17 +376,17 @@ class _Program:
 
     def _labelled(self) -> list[str]:
         """Lines that draw the weights of layers with a rule for their label."""
-        texts = "\n".join(c.text for c in self.emitter.classes)
+        labels = self.emitter.labels()
         linear = "nn.Linear"
         conv = "(nn.Conv2d, nn.ConvTranspose2d)" if "ConvTranspose2d" in self.emitter.helpers else "nn.Conv2d"
         side = "(math.prod(module.kernel_size) ** 0.5)" if "AxialConv2d" in self.emitter.helpers else ""
         layers: list[str] = []
         parameters: list[str] = []
         for label, node in self.spec.init_labels.items():
-            if not re.search(rf"\bself\.{re.escape(label)}\b", texts):
+            if label not in labels:
                 continue  # labels of blocks that this model does not have
-            found = f'"{label}" in name.split(".")'
-            if re.search(rf"\bself\.{re.escape(label)} = nn\.Parameter", texts):
+            found = f'{quoted(label)} in name.split(".")'
+            if labels[label]:
                 draw = self._draw(node.source, "parameter", "", "")
                 parameters += [f"    if {found}:", *(f"        {d.replace('module.parameter', 'value')}" for d in draw)]
                 continue
