@@ -44,9 +44,16 @@ def verify(graph: networkx.DiGraph) -> None:
 
 
 def verify_shapes(name: str, outputs: tuple[Tensor, ...]) -> None:
-    """Raise `GraphError` if a rule for shapes gives what no tensor has: its op's check lets too much pass."""
+    """Raise `GraphError` if a rule for shapes gives what no tensor has: its op's check lets too much pass.
+
+    A row of tokens may be empty, such as the background where every token is in the foreground.
+    """
     for tensor in outputs:
-        if tensor.kind not in KINDS or not all(isinstance(d, int) and d > 0 for d in tensor.dims):
+        letters = KINDS.get(tensor.kind, ())
+        least = [0 if letter in "NM" else 1 for letter in letters]
+        if len(letters) != len(tensor.dims) or any(
+            not isinstance(d, int) or d < m for d, m in zip(tensor.dims, least, strict=True)
+        ):
             raise GraphError(f"{name}: {tensor} is no shape")
 
 
