@@ -58,7 +58,7 @@ def collect(quick: bool) -> list[Row]:
     torch.set_num_threads(num_threads())
     if quick:
         return passes("mixformer_b0", [1], 1, ("bfloat16",), size=64)
-    return [r for name in MODELS for r in passes(name, [1, 8], 11, ("bfloat16",))]
+    return [r for name in MODELS for r in passes(name, [1, 8], 7, ("bfloat16",))]
 
 
 if __name__ == "__main__":
