@@ -9,6 +9,7 @@ import tokenmix
 from tests.families.keys import copy_weights, randomise
 from tests.reference import partialformer
 from tokenmix.compiler.report import exact_misses
+from tokenmix.runtime.module import import_source
 
 KEYS = [
     (r"^stem\.(\d)\.", lambda m: f"stem.{'conv' if int(m[1]) % 3 == 0 else 'norm'}{int(m[1]) // 3 + 1}."),
@@ -245,9 +246,7 @@ def test_the_standalone_source_is_clean_and_computes_the_same():
     source = model.source(standalone=True)
     assert "import tokenmix" not in source and "from tokenmix" not in source
     assert max(map(len, source.splitlines())) <= 120
-    namespace: dict = {"__name__": "standalone"}
-    exec(compile(source, "standalone.py", "exec"), namespace)
-    alone, usual = namespace["PartialformerB0"]().eval(), tokenmix.build(model).eval()
+    alone, usual = import_source(source, "standalone").PartialformerB0().eval(), tokenmix.build(model).eval()
     alone.load_state_dict(usual.state_dict())
     x = images(2, (33, 47)).float()
     with torch.no_grad():

@@ -8,13 +8,7 @@ import torch
 import tokenmix
 from tokenmix.runtime.bench import peak_bytes
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["mixformer_b0", "atmnet_xt", "emsnet_xxtiny", "partialformer_b0"])

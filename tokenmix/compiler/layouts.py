@@ -12,12 +12,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tokenmix.compiler.spec import shipped_specs
-from tokenmix.compiler.spec_reader import corrected
 from tokenmix.dsl.diagnostics import Finding, Note, nearest
 from tokenmix.dsl.files import read_text
 from tokenmix.dsl.limits import MAX_PLACEHOLDERS
 from tokenmix.dsl.source import Span
-from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
+from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, corrected, read_yaml
 
 __all__ = ["CHECKS", "LAYOUT_KEYS", "RULE_KEYS", "Layout", "Rule", "find_layout", "read_layout"]
 

@@ -14,7 +14,7 @@ from tokenmix.compiler.blame import Origins
 from tokenmix.compiler.definition import Definition, calls_in, circles
 from tokenmix.compiler.library import Library
 from tokenmix.compiler.spec import Spec, parse_scalar
-from tokenmix.compiler.spec_reader import corrected, stage_on_top
+from tokenmix.compiler.spec_reader import stage_on_top
 from tokenmix.compiler.values import UNKNOWN, ParameterValues, Unknown
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note, nearest
@@ -22,7 +22,7 @@ from tokenmix.dsl.expressions import coerce, describe, names_in
 from tokenmix.dsl.limits import MAX_LOOP, MAX_STAGES
 from tokenmix.dsl.parser import parse_loop
 from tokenmix.dsl.source import Span
-from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar
+from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, corrected
 
 __all__ = ["Plan", "Site", "StagePlan", "make_plan"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from tokenmix.compiler.spec import (
     PARAMETER_KEYS,
     PUBLISHED_KEYS,
     SOURCE_KEYS,
-    SPEC_KEYS,
     STAGE_KEYS,
     STATUS_KEYS,
     UNITS,
@@ -28,184 +25,32 @@ from tokenmix.compiler.spec import (
     printed_number,
     shipped_specs,
 )
+from tokenmix.compiler.spec_chain import real_path, spec_chain
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Finding, Mistake, nearest
 from tokenmix.dsl.expressions import TYPES, Evaluator, describe, listed
-from tokenmix.dsl.files import read_text
-from tokenmix.dsl.limits import MAX_INTEGER, MAX_NESTING, MAX_ROWS
+from tokenmix.dsl.limits import MAX_INTEGER, MAX_ROWS
 from tokenmix.dsl.parser import is_name
 from tokenmix.dsl.source import Source, Span
-from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
+from tokenmix.dsl.yaml_reader import YamlList, YamlMap, YamlNode, YamlScalar, corrected
 
-__all__ = ["corrected", "read_spec", "stage_on_top"]
+__all__ = ["read_spec", "stage_on_top"]
 
 
 def read_spec(path: Path, findings: list[Finding]) -> Spec | None:
     """The spec in a file with everything it extends, or None; mistakes go to `findings`."""
-    chain, complete = _chain(path, findings)
+    chain, complete = spec_chain(path, findings)
     if not chain:
         return None
     source, root = chain[0]
     spec = Spec(source.folder.joinpath(source.name).stem, source, root, complete=complete)
-    shipped = {_real(p.parent) for p in shipped_specs().values()}
-    if any(_real(s.folder) not in shipped for s, _ in chain):
+    shipped = {real_path(p.parent) for p in shipped_specs().values()}
+    if any(real_path(s.folder) not in shipped for s, _ in chain):
         spec.folder = source.folder
     for text, base in reversed(chain):
         _Reader(spec, text, findings).fold(base, own=base is root)
     spec.bases = [s for s, _ in chain[1:]]
     return spec
-
-
-def _chain(path: Path, findings: list[Finding]) -> tuple[list[tuple[Source, YamlMap]], bool]:
-    """The spec and its bases, nearest first, and whether they are all there."""
-    chain: list[tuple[Source, YamlMap]] = []
-    seen: set[str] = set()
-    link: Span | None = None
-    while True:
-        place = _real(path)
-        if place in seen:
-            circle = " -> ".join([*(Path(s.name).stem for s, _ in chain), path.stem])
-            findings.append(
-                Finding(
-                    "TM1209",
-                    f"specs extend each other in a circle: {circle}",
-                    link,
-                    help="one of them must stand on its own",
-                )
-            )
-            return chain, False
-        if len(chain) > MAX_NESTING:
-            findings.append(Finding("TM1104", f"more than {MAX_NESTING} specs extend each other", link))
-            return chain, False
-        seen.add(place)
-        read = _document(path, findings)
-        if read is None:
-            return chain, False
-        source, root = read
-        if not isinstance(root, YamlMap):
-            start = root.span.start
-            findings.append(
-                Finding(
-                    "TM1101", "a spec is a map of keys and values", root.span.source.span(start, start + 1),
-                    help="it begins with `tokenmix: 1`",
-                )
-            )  # fmt: skip
-            return chain, False
-        root = corrected(root, SPEC_KEYS, "a spec", findings)
-        chain.append((source, root))
-        base = root.get("extends")
-        if base is None:
-            return chain, True
-        if not isinstance(base, YamlScalar) or not isinstance(base.value, str):
-            findings.append(
-                Finding("TM1301", "`extends` is the name of one spec", base.span, help="`extends: mixformer`")
-            )
-            return chain, False
-        found = _find_base(base, source, findings)
-        if found is None:
-            return chain, False
-        path, link = found, base.span
-
-
-def _real(path: Path | str) -> str:
-    """The path with links followed, also where it leads nowhere."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):
-        return str(path)
-
-
-# Documents without findings, by name and text: many variants extend one family.
-_DOCUMENTS: dict[tuple[str, str], tuple[Source, YamlNode]] = {}
-
-
-def _document(path: Path, findings: list[Finding]) -> tuple[Source, YamlNode] | None:
-    source = read_text(path, findings)
-    if source is None:
-        return None
-    key = (source.name, source.text)
-    if key not in _DOCUMENTS:
-        before = len(findings)
-        root = read_yaml(source, findings)
-        if len(findings) > before:
-            return (source, root) if root is not None else None
-        if root is None:
-            findings.append(
-                Finding(
-                    "TM1003",
-                    f"{path} holds comments and nothing else",
-                    source.span(0, 1),
-                    help="a spec begins with `tokenmix: 1`",
-                )
-            )
-            return None
-        if len(_DOCUMENTS) >= 256:
-            _DOCUMENTS.clear()
-        _DOCUMENTS[key] = (source, root)
-    return _DOCUMENTS[key]
-
-
-def _find_base(name: YamlScalar, source: Source, findings: list[Finding]) -> Path | None:
-    text = name.text.removesuffix(".yaml")
-    parts = text.split("/")
-    if not all(re.fullmatch(r"[\w.-]{1,100}", part) and part.strip(".") for part in parts) or len(parts) > 8:
-        findings.append(
-            Finding(
-                "TM1001", f"`extends` names a spec beside this one or a shipped one, not `{name.text}`", name.span,
-                help="write its name alone, without `..`, `/` at the start, or signs",
-            )
-        )  # fmt: skip
-        return None
-    beside = source.folder / f"{text}.yaml"
-    shipped = shipped_specs().get(text)
-    itself = _real(beside) == _real(source.name)
-    if os.path.lexists(beside) and not (itself and shipped is not None and _real(shipped) != _real(beside)):
-        return beside
-    if shipped is not None:
-        return shipped
-    known = list(dict.fromkeys([p.stem for p in source.folder.glob("*.yaml")] + list(shipped_specs())))
-    near = nearest(text, [k for k in known if k != Path(source.name).stem])
-    findings.append(
-        Finding(
-            "TM1005",
-            f"no spec `{text}` lies beside this one and none is shipped under that name",
-            name.span,
-            help=f"did you mean `{near[0]}`?" if near else "",
-        )
-    )
-    return None
-
-
-def corrected(node: YamlMap, known: Iterable[str], what: str, findings: list[Finding]) -> YamlMap:
-    """A map without the keys it should not have, which are findings; a misspelt key counts as the one that is meant.
-
-    Args:
-        node: the map as written.
-        known: the keys it may have.
-        what: how messages call it.
-        findings: takes the findings.
-    """
-    if all(key.text in known for key, _ in node.items):
-        return node
-    known = list(known)
-    items: dict[str, tuple[YamlScalar, YamlNode]] = {}
-    for key, value in node.items:
-        name = key.text
-        if name not in known:
-            near = [k for k in nearest(name, known) if k not in node and k not in items]
-            findings.append(
-                Finding(
-                    "TM1201",
-                    f"{what} has no key `{name}`",
-                    key.span,
-                    help=f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(known)}",
-                )
-            )
-            if not near:
-                continue
-            name, key = near[0], YamlScalar(key.span, near[0], near[0], key.style)
-        items[name] = (key, value)
-    return YamlMap(node.span, tuple(items.values()), node.flow)
 
 
 def stage_on_top(stage: Mapping[str, YamlNode], top: YamlMap | Mapping[str, YamlNode]) -> dict[str, YamlNode]:

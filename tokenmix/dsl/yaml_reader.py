@@ -7,7 +7,7 @@ anchors are followed within limits, tags and several documents are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from tokenmix.dsl.diagnostics import Finding, Mistake, Note, nearest
 from tokenmix.dsl.limits import MAX_ALIASES, MAX_NESTING, MAX_SPEC_VALUES
 from tokenmix.dsl.source import EmbeddedSource, Source, Span
 
-__all__ = ["YamlList", "YamlMap", "YamlNode", "YamlScalar", "read_yaml"]
+__all__ = ["YamlList", "YamlMap", "YamlNode", "YamlScalar", "corrected", "read_yaml"]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -375,3 +375,35 @@ def _core(text: str) -> bool | int | float | str | None:
         if _FLOAT.match(text):
             return float(text)
     return text
+
+
+def corrected(node: YamlMap, known: Iterable[str], what: str, findings: list[Finding]) -> YamlMap:
+    """A map without the keys it should not have, which are findings; a misspelt key counts as the one that is meant.
+
+    Args:
+        node: the map as written.
+        known: the keys it may have.
+        what: how messages call it.
+        findings: takes the findings.
+    """
+    if all(key.text in known for key, _ in node.items):
+        return node
+    known = list(known)
+    items: dict[str, tuple[YamlScalar, YamlNode]] = {}
+    for key, value in node.items:
+        name = key.text
+        if name not in known:
+            near = [k for k in nearest(name, known) if k not in node and k not in items]
+            findings.append(
+                Finding(
+                    "TM1201",
+                    f"{what} has no key `{name}`",
+                    key.span,
+                    help=f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(known)}",
+                )
+            )
+            if not near:
+                continue
+            name, key = near[0], YamlScalar(key.span, near[0], near[0], key.style)
+        items[name] = (key, value)
+    return YamlMap(node.span, tuple(items.values()), node.flow)
