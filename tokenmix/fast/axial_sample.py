@@ -7,7 +7,6 @@ Source: Active Token Mixer (Wei et al. 2023), section 3.2.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import math
 
@@ -16,13 +15,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tokenmix.blocks.kernels.axial_sample import axial_sample as reference
+from tokenmix.fast.arguments import DTYPES, exact, integers, pointers
 from tokenmix.fast.native import library, missing
 
 __all__ = ["axial_sample", "reference", "status"]
 
 _NATIVE = library()
 _TRITON = importlib.util.find_spec("triton") is not None
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def status() -> dict[str, tuple[str, str]]:
@@ -84,14 +83,9 @@ def _flops(x_shape, offsets_shape, axis, *args, out_shape=None, **kwargs) -> int
 # C++
 
 
-def _exact(*tensors: Tensor) -> torch.dtype:
-    """The dtype to compute in: float64 where one of the values has it, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def _sizes(x: Tensor, offsets: Tensor, axis: str) -> list:
     B, H, W, C = x.shape
-    numbers = [ctypes.c_int64(n) for n in (B, H, W, C, offsets.shape[-1], offsets.stride(2))]
+    numbers = integers(B, H, W, C, offsets.shape[-1], offsets.stride(2))
     return [*numbers, int(axis == "width"), torch.get_num_threads()]
 
 
@@ -104,29 +98,25 @@ def _rows(offsets: Tensor, dtype: torch.dtype) -> Tensor:
     return offsets if dense else offsets.contiguous()
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-
-
 def _native_forward(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
     assert _NATIVE is not None
-    dtype = _exact(x, offsets)
+    dtype = exact(x, offsets)
     a, b = x.to(dtype).contiguous(), _rows(offsets, dtype)
     y = torch.empty_like(a)
     if y.numel():
-        run = getattr(_NATIVE, f"axial_sample_forward_{_DTYPES[dtype]}")
-        run(*_pointers(a, b, y), *_sizes(a, b, axis))
+        run = getattr(_NATIVE, f"axial_sample_forward_{DTYPES[dtype]}")
+        run(*pointers(a, b, y), *_sizes(a, b, axis))
     return y.to(x.dtype)
 
 
 def _native_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     assert _NATIVE is not None
-    dtype = _exact(x, offsets)
+    dtype = exact(x, offsets)
     a, b, g = x.to(dtype).contiguous(), _rows(offsets, dtype), grad.to(dtype).contiguous()
     grad_x, grad_offsets = torch.empty_like(a), torch.empty(offsets.shape, dtype=dtype)
     if g.numel():
-        run = getattr(_NATIVE, f"axial_sample_backward_{_DTYPES[dtype]}")
-        run(*_pointers(a, b, g, grad_x, grad_offsets), *_sizes(a, b, axis))
+        run = getattr(_NATIVE, f"axial_sample_backward_{DTYPES[dtype]}")
+        run(*pointers(a, b, g, grad_x, grad_offsets), *_sizes(a, b, axis))
     return grad_x.to(x.dtype), grad_offsets.to(offsets.dtype)
 
 
@@ -136,7 +126,7 @@ def _native_backward(grad: Tensor, x: Tensor, offsets: Tensor, axis: str) -> tup
 def _suits_triton(x: Tensor, offsets: Tensor) -> bool:
     """Its kernels compute in float32 and count the elements within one image in 32 bits."""
     last = sum((n - 1) * step for n, step in zip(offsets.shape[1:], offsets.stride()[1:], strict=True))
-    return _exact(x, offsets) == torch.float32 and max(math.prod(x.shape[1:]), last) < 2**31
+    return exact(x, offsets) == torch.float32 and max(math.prod(x.shape[1:]), last) < 2**31
 
 
 def _triton_forward(x: Tensor, offsets: Tensor, axis: str) -> Tensor:
