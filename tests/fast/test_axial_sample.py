@@ -1,8 +1,6 @@
 """Every fast path of axial sampling against the reference: values, both gradients, odd sizes, strides, dtypes."""
 
-import ctypes
 import os
-import shutil
 import subprocess
 import sys
 
@@ -16,20 +14,6 @@ from tokenmix.fast import native
 # Height, width, channels, groups: single rows and columns, one channel, groups that share 1, 2, 3, 4, 8 channels.
 CASES = [(5, 7, 6, 3), (1, 9, 4, 4), (9, 1, 8, 1), (2, 2, 3, 3), (7, 12, 70, 35), (3, 40, 16, 4), (33, 3, 6, 2)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 4e-2}
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """The C++ kernels, compiled for this run."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("no C++ compiler")
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    try:
-        path = native.build_library()
-        return ctypes.CDLL(str(path))
-    finally:
-        os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.__setitem__("XDG_CACHE_HOME", before)
 
 
 @pytest.fixture
