@@ -4,28 +4,11 @@ import pytest
 import torch
 
 import tokenmix
+from tests.families.keys import MAT as KEYS
 from tests.families.keys import copy_weights, randomise
 from tests.reference import mat
 from tokenmix.compiler.report import exact_misses
 
-KEYS = [
-    (r"^stem\.(\w+)\.(\d)\.", lambda m: f"stem.{m[1]}{int(m[2]) + 1}."),
-    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.offset_dw\.", ".offset_conv."),
-    (r"\.offset_pw\.", ".offset_proj."),
-    (r"\.feature_dw\.", ".conv."),
-    (r"\.pw\.", ".proj."),
-    (r"_bn\.", "_norm."),
-    (r"\.pw_norm\.", ".proj_norm."),
-    (r"\.cpe\.", ".position."),
-    (r"\.dw\.", ".dwconv."),
-    (r"\.out\.", ".proj."),
-    (r"\.token$", ".abstract"),
-    (r"^norm\.", "head.norm."),
-    (r"^proj\.", "head.proj."),
-    (r"^bn\.", "head.proj_norm."),
-    (r"^head\.(weight|bias)", r"head.classifier.\1"),
-]
 CLOSE = 1e-9
 SMALL = {"dim": 8, "depths": (1, 1, 2, 2), "heads": (1, 2, 4, 8)}
 OTHERS = {

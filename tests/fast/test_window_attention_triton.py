@@ -1,11 +1,13 @@
 """Window attention on the GPU against the reference: values, all gradients, odd sizes, strides, dtypes."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tokenmix.blocks.kernels.window_attention import WindowAttention
+from tokenmix.blocks.kernels.window_attention import WindowAttention, abstract_window_attention
 
 pytest.importorskip("triton")
 
@@ -44,31 +46,62 @@ def drawn(H, W, heads, d, window, dtype=torch.float32, batch=2):
     return *qkv.chunk(3, -1), bias, torch.randn(batch, H, W, heads * d, dtype=dtype)
 
 
-def truth(q, k, v, bias, grad, heads, window):
+def truth(q, k, v, bias, grad, heads, window, shift=0):
     """In float64; the bias is taken as it is and not from a table."""
-    layer = WindowAttention(heads, window, relative_bias=False)
+    layer = WindowAttention(heads, window, relative_bias=False, shift=shift)
     inputs = [t.detach().cpu().double().requires_grad_() for t in (q, k, v) + (() if bias is None else (bias,))]
     layer.gathered = None if bias is None else inputs[3]
     y = layer(*inputs[:3])
     return y.detach(), *torch.autograd.grad(y, inputs, grad.cpu().double())
 
 
-def results(q, k, v, bias, grad, heads, window):
-    grads = fast.backward(grad, q, k, v, bias, heads, window)
-    y = fast.forward(q, k, v, bias, heads, window)
+def results(q, k, v, bias, grad, heads, window, shift=0):
+    grads = fast.backward(grad, None, q, k, v, bias, None, heads, window, shift)
+    y, none = fast.forward(q, k, v, bias, None, heads, window, shift)
+    assert none is None
     assert y.is_contiguous() and all(t.is_contiguous() and t.dtype == q.dtype for t in grads[:3])
     assert y.dtype == q.dtype
     assert (grads[3] is None) if bias is None else (grads[3].dtype == torch.float32)
     return y, *(t for t in grads if t is not None)
 
 
-def check(q, k, v, bias, grad, heads, window, device):
+def check(q, k, v, bias, grad, heads, window, device, shift=0):
     moved = [None if t is None else t.to(device) for t in (q, k, v, bias, grad)]
-    expected = truth(q, k, v, bias, grad, heads, window)
-    for ours, true in zip(results(*moved, heads, window), expected, strict=True):
+    expected = truth(q, k, v, bias, grad, heads, window, shift)
+    close(results(*moved, heads, window, shift), expected, q.dtype)
+
+
+def close(results, expected, dtype):
+    for ours, true in zip(results, expected, strict=True):
         assert ours.shape == true.shape
         difference = (ours.cpu().double() - true).abs().max().item()
-        assert difference <= TOLERANCE[q.dtype] * max(1.0, true.abs().max().item())
+        assert difference <= TOLERANCE[dtype] * max(1.0, true.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_with_an_abstract_token_equal_the_reference(device, case, dtype):
+    q, k, v, _, grad = drawn(*case, dtype)
+    heads, window = case[2], case[4]
+    token, grad_tokens = torch.randn(q.shape[-1], dtype=dtype), torch.randn(2, *windows(q, window), dtype=dtype)
+    inputs = [t.detach().double().requires_grad_() for t in (q, k, v, token)]
+    expected = abstract_window_attention(*inputs, heads, window)
+    slopes = torch.autograd.grad(expected, inputs, (grad.double(), grad_tokens.double()))
+    q, k, v, token, grad, grad_tokens = (t.to(device) for t in (q, k, v, token, grad, grad_tokens))
+    ours = fast.forward(q, k, v, None, token, heads, window, 0)
+    grads = fast.backward(grad, grad_tokens, q, k, v, None, token, heads, window, 0)
+    assert all(t.dtype == dtype and t.is_contiguous() for t in (*ours, *grads[:3])) and grads[3].dtype == torch.float32
+    close((*ours, *grads), (*(t.detach() for t in expected), *slopes), dtype)
+
+
+def windows(q, window):
+    return (q.shape[1] // window) * (q.shape[2] // window), q.shape[3]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[4] > 1])
+def test_kernels_for_rolled_maps_equal_the_reference(device, case):
+    q, k, v, bias, grad = drawn(*case)
+    check(q, k, v, bias, grad, case[2], case[4], device, shift=case[4] // 2)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -85,7 +118,7 @@ def test_the_table_of_the_layer_gets_its_gradient(device):
     torch.nn.init.normal_(layer.bias_table)
     expected = torch.autograd.grad(layer(q, k, v), layer.bias_table, grad)[0]
     bias = layer.bias()
-    ours = torch.autograd.grad(bias, layer.bias_table, fast.backward(grad, q, k, v, bias, 2, 3)[3])[0]
+    ours = torch.autograd.grad(bias, layer.bias_table, fast.backward(grad, None, q, k, v, bias, None, 2, 3, 0)[3])[0]
     torch.testing.assert_close(ours, expected)
 
 
@@ -114,7 +147,7 @@ def test_the_gradient_of_the_bias_is_summed_over_windows_and_programs(device, ca
     monkeypatch.setattr(fast, "_PROGRAMS", programs * case[2])
     q, k, v, bias, grad = drawn(*case)
     check(q, k, v, bias, grad, case[2], case[4], device)
-    first, second = (fast.backward(*(t.to(device) for t in (grad, q, k, v, bias)), case[2], case[4]) for _ in "ab")
+    first, second = (results(*(t.to(device) for t in (q, k, v, bias, grad)), case[2], case[4]) for _ in "ab")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -124,7 +157,7 @@ def test_memory_for_partial_sums_is_bounded(device, monkeypatch):
     made = []
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **options: made.append(shape) or empty(*shape, **options))
-    fast.backward(*(t.to(device) for t in (grad, q, k, v, bias)), 2, 2)
+    results(*(t.to(device) for t in (q, k, v, bias, grad)), 2, 2)
     monkeypatch.undo()
     assert (2, 2, 4, 4) in made  # of 6 windows
     monkeypatch.setattr(fast, "_PARTIAL", 1)
@@ -176,9 +209,9 @@ def test_windows_and_heads_that_do_not_come_out_even_are_refused(device):
     q, k, v, bias, grad = (t.to(device) for t in drawn(4, 6, 2, 4, 2))
     for heads, window in ((2, 3), (3, 2)):
         with pytest.raises(ValueError, match="not divided"):
-            fast.forward(q, k, v, None, heads, window)
+            fast.forward(q, k, v, None, None, heads, window, 0)
         with pytest.raises(ValueError, match="not divided"):
-            fast.backward(grad, q, k, v, bias, heads, window)
+            fast.backward(grad, None, q, k, v, bias, None, heads, window, 0)
 
 
 def test_whether_tiles_fit_is_told(device):
@@ -196,3 +229,31 @@ def test_maps_of_real_size_on_a_gpu(device, case, dtype):
     if not fast.fits(q.to(device), case[2], case[4]):
         pytest.skip("this GPU is too small")
     check(q, k, v, bias, grad, case[2], case[4], device)
+
+
+def test_kernels_compile_for_a_gpu():
+    """Here without one: what the interpreter lets pass may be no sound program."""
+    code = """
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tokenmix.fast import window_attention_triton as kernels
+constants = {"HEADS": 2, "SIDE": 7, "COUNT": 49, "D": 18, "SCALE": 0.2, "BLOCK_N": 64, "BLOCK_M": 64, "BLOCK_D": 32}
+for kernel, last in ((kernels._forward, "gathered"), (kernels._backward, "partial")):
+    names = kernel.arg_names
+    for kind, more in ((tl.float32, {"SHIFT": 3, "HAS_BIAS": True, "HAS_TOKEN": 0}),
+                       (tl.bfloat16, {"SHIFT": 0, "HAS_BIAS": False, "HAS_TOKEN": 1})):
+        chosen = constants | more | {"KIND": kind}
+        pointer = "*fp32" if kind is tl.float32 else "*bf16"
+        signature = {name: pointer if i <= names.index(last) else "i32" for i, name in enumerate(names)}
+        signature |= {"partial": "*fp32"} if last == "partial" else {}
+        signature |= dict.fromkeys(chosen, "constexpr")
+        places = {(names.index(name),): value for name, value in chosen.items()}
+        for target in (80, 90):
+            triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", target, 32))
+print("compiled")
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "compiled", done.stderr[-3000:]

@@ -4,32 +4,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["WindowAttention", "window_attention"]
+__all__ = ["WindowAttention", "abstract_window_attention", "window_attention"]
+
+
+def split_windows(x: Tensor, heads: int, window: int) -> Tensor:
+    """(B, H, W, C) to windows row by row, (B, n, h, w*w, d); heads share the channels."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // window, window, W // window, window, heads, C // heads).permute(0, 1, 3, 5, 2, 4, 6)
+    return x.reshape(B, (H // window) * (W // window), heads, window * window, C // heads)
+
+
+def join_windows(x: Tensor, height: int, width: int, window: int) -> Tensor:
+    """Windows (B, n, h, w*w, d) back in their places on (B, height, width, C)."""
+    B, _, h, _, d = x.shape
+    x = x.reshape(B, height // window, width // window, h, window, window, d).permute(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(B, height, width, h * d)
+
+
+def seam_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """-100 for every query and key of a window that come from opposite ends of a rolled map, (n, 1, w*w, w*w)."""
+    w = window
+    # Behind the seam at H - shift (W - shift) stand the tokens that were rolled over.
+    rows, columns = (
+        (torch.arange(side, device=like.device) >= (side - shift if side > w else side)).to(like.dtype)
+        for side in (height, width)
+    )
+    parts = (2 * rows[:, None] + columns).view(height // w, w, width // w, w).transpose(1, 2).reshape(-1, 1, w * w)
+    return (parts[..., :, None] != parts[..., None, :]).to(like.dtype) * -100.0
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, window: int, per_window: bool = False
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, window: int, shift: int = 0
 ) -> Tensor:
     """Softmax attention, scale d**-0.5, inside w x w windows of (B, H, W, C); heads share the channels.
 
     Args:
-        bias: added to the scores, (1, h, w*w, w*w), or with `per_window` (H/w * W/w, h or 1, w*w, w*w).
+        bias: added to the scores, (1, h, w*w, w*w).
+        shift: as for `WindowAttention`.
     """
-    B, H, W, C = q.shape
-    h, w = heads, window
-    if bias is not None:
-        bias = bias.to(q.dtype)
-        if per_window:
-            bias = bias.expand(-1, h, -1, -1).reshape(1, -1, w * w, w * w)
+    (_, H, W, _), h, w = q.shape, heads, window
+    q, k, v = (split_windows(x, h, w) for x in (q, k, v))
+    bias = None if bias is None else bias.to(q.dtype)
+    if shift > 0 and max(H, W) > w:
+        mask = seam_mask(H, W, w, shift, q)
+        mask = (mask if bias is None else bias + mask).expand(-1, h, -1, -1).reshape(1, -1, w * w, w * w)
+        x = F.scaled_dot_product_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=mask)
+    else:
+        x = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias)
+    return join_windows(x.reshape(q.shape), H, W, w)
 
-    def windows(x: Tensor) -> Tensor:
-        x = x.reshape(B, H // w, w, W // w, w, h, C // h).permute(0, 1, 3, 5, 2, 4, 6)
-        # (B * n, h, w*w, d); with a bias of its own for every window (B, n * h, w*w, d)
-        return x.reshape(*((B, -1) if per_window else (-1, h)), w * w, C // h)
 
-    x = F.scaled_dot_product_attention(windows(q), windows(k), windows(v), attn_mask=bias)
-    x = x.reshape(B, H // w, W // w, h, w, w, C // h).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.reshape(B, H, W, C)
+def abstract_window_attention(
+    q: Tensor, k: Tensor, v: Tensor, abstract: Tensor, heads: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """`window_attention` where one token more asks in every window; it is no key and no value.
+
+    Args:
+        abstract: the query of that token, (C,).
+
+    Returns:
+        The attended map, (B, H, W, C), and what the token gathered in every window, row by row, (B, n, C).
+    """
+    (B, H, W, _), h, w = q.shape, heads, window
+    q, k, v = (split_windows(x, h, w) for x in (q, k, v))
+    q = torch.cat([q, abstract.to(q.dtype).view(h, 1, -1).expand(B, q.shape[1], -1, -1, -1)], dim=3)
+    x = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view(q.shape)
+    return join_windows(x[..., :-1, :], H, W, w), x[..., -1, :].flatten(2)
 
 
 class WindowAttention(nn.Module):
@@ -71,24 +111,8 @@ class WindowAttention(nn.Module):
         pairs = table.unfold(0, w, 1).unfold(1, w, 1).flip(-2, -1)  # (w, w, h, w, w)
         return pairs.permute(2, 0, 1, 3, 4).reshape(1, self.heads, w * w, w * w)
 
-    def mask(self, H: int, W: int, like: Tensor) -> Tensor:
-        """-100 for every query and key of a window that come from opposite ends of the map, (n, 1, w*w, w*w)."""
-        w = self.window
-        # Behind the seam at H - shift (W - shift) stand the tokens that were rolled over.
-        rows, columns = (
-            (torch.arange(side, device=like.device) >= (side - self.shift if side > w else side)).to(like.dtype)
-            for side in (H, W)
-        )
-        parts = (2 * rows[:, None] + columns).view(H // w, w, W // w, w).transpose(1, 2).reshape(-1, 1, w * w)
-        return (parts[..., :, None] != parts[..., None, :]).to(like.dtype) * -100.0
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        H, W = q.shape[1:3]
-        bias = self.bias()
-        if self.shift > 0 and max(H, W) > self.window:
-            mask = self.mask(H, W, q)
-            return window_attention(q, k, v, mask if bias is None else bias + mask, self.heads, self.window, True)
-        return window_attention(q, k, v, bias, self.heads, self.window)
+        return window_attention(q, k, v, self.bias(), self.heads, self.window, self.shift)
 
     def extra_repr(self) -> str:
         shift = f", shift={self.shift}" if self.shift else ""

@@ -21,24 +21,9 @@ class WindowAttention(Op):
     helpers = ("WindowAttention",)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, *, heads: int, window: int, bias: str, shift: int) -> None:
-        if not q == k == v:
-            raise self.mistake(f"q, k and v differ in shape: {q}, {k} and {v}", "TM1402")
-        if heads < 1 or window < 1:
-            raise self.mistake(f"heads and window are at least 1, got {heads} and {window}")
+        check_windows(self, q, k, v, heads=heads, window=window)
         if not 0 <= shift < window:
             raise self.mistake(f"a shift lies in 0..{window - 1} for windows of {window}, got {shift}")
-        if q.C % heads:
-            near = [d for d in range(max(heads, q.C - heads + 1), q.C + heads) if d % heads == 0]
-            raise self.mistake(
-                f"{q.C} channels do not split evenly over {heads} heads ({q.C} / {heads} = {q.C / heads:.4g})",
-                help=f"near channel counts: {', '.join(str(d) for d in near)}",
-            )
-        if q.H % window or q.W % window:
-            raise self.mistake(
-                f"a {q.H}x{q.W} map does not split into {window}x{window} windows",
-                "TM1404",
-                help=f"pad it first: `|> pad_to({window})`, and crop afterwards",
-            )
 
     def shape(self, q, k, v, *, heads, window, bias, shift):
         return q
@@ -53,6 +38,26 @@ class WindowAttention(Op):
 
     def module(self, q, k, v, *, heads, window, bias, shift):
         return construct("WindowAttention", heads, window, relative_bias=(bias == "relative", True), shift=(shift, 0))
+
+
+def check_windows(op: Op, q: Tensor, k: Tensor, v: Tensor, *, heads: int, window: int) -> None:
+    """Whether maps of one shape split into heads and windows."""
+    if not q == k == v:
+        raise op.mistake(f"q, k and v differ in shape: {q}, {k} and {v}", "TM1402")
+    if heads < 1 or window < 1:
+        raise op.mistake(f"heads and window are at least 1, got {heads} and {window}")
+    if q.C % heads:
+        near = [d for d in range(max(heads, q.C - heads + 1), q.C + heads) if d % heads == 0]
+        raise op.mistake(
+            f"{q.C} channels do not split evenly over {heads} heads ({q.C} / {heads} = {q.C / heads:.4g})",
+            help=f"near channel counts: {', '.join(str(d) for d in near)}",
+        )
+    if q.H % window or q.W % window:
+        raise op.mistake(
+            f"a {q.H}x{q.W} map does not split into {window}x{window} windows",
+            "TM1404",
+            help=f"pad it first: `|> pad_to({window})`, and crop afterwards",
+        )
 
 
 op = WindowAttention()
