@@ -6,28 +6,12 @@ import pytest
 import torch
 
 import tokenmix
+from tests.families.keys import PARTIALFORMER as KEYS
 from tests.families.keys import copy_weights, randomise
 from tests.reference import partialformer
 from tokenmix.compiler.report import exact_misses
 from tokenmix.runtime.module import import_source
 
-KEYS = [
-    (r"^stem\.(\d)\.", lambda m: f"stem.{'conv' if int(m[1]) % 3 == 0 else 'norm'}{int(m[1]) // 3 + 1}."),
-    (r"^downs\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.reduction."),
-    (r"^down_norms\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.norm."),
-    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.cpe\.", ".position."),
-    (r"(\d)\.fc", r"\1.mlp.fc"),
-    (r"(\d)\.conv\.", r"\1.mlp.dwconv."),
-    (r"\.query_token", ".query"),
-    (r"\.head_fc1\.", ".heads_in."),
-    (r"\.head_fc2\.", ".heads_out."),
-    (r"\.w_o\.", ".proj."),
-    (r"\.channel_", "."),
-    (r"^norm\.", "head.norm."),
-    (r"^proj", "head.proj"),
-    (r"^head\.(weight|bias)", r"head.classifier.\1"),
-]
 CLOSE = 1e-9
 # Small in width and depth, and different from the variants in what they share.
 SMALL = {"dim": 8, "depths": (2, 1, 2, 1), "heads": (2, 2, 4, 4)}
@@ -127,7 +111,7 @@ def test_every_parameter_gets_a_gradient():
     module.eval()(images(2, (96, 64))).square().sum().backward()
     for name, parameter in module.named_parameters():
         # A softmax over keys does not see what is the same for every key.
-        blind = name.endswith("heads_in.bias")
+        blind = name.endswith("logit_bias")
         assert parameter.grad.abs().max().item() > 1e-9 or blind, name
 
 
@@ -187,7 +171,7 @@ def test_the_foreground_is_the_share_rounded_half_up(size, counts):
     graph = tokenmix.load("partialformer_b0").elaborate(size, dense=True)
     found = {}
     for _, path, node, _ in graph.walk():
-        if path.endswith("blocks.0.attn.heads_in"):
+        if path.endswith("blocks.0.attn.attend"):
             found[path] = node.outputs[0].N - 1
     assert tuple(found.values()) == counts
 
@@ -246,7 +230,8 @@ def test_the_standalone_source_is_clean_and_computes_the_same():
     source = model.source(standalone=True)
     assert "import tokenmix" not in source and "from tokenmix" not in source
     assert max(map(len, source.splitlines())) <= 120
-    alone, usual = import_source(source, "standalone").PartialformerB0().eval(), tokenmix.build(model).eval()
+    alone = import_source(source, "standalone").PartialformerB0().eval()
+    usual = tokenmix.build(model, kernels="reference").eval()
     alone.load_state_dict(usual.state_dict())
     x = images(2, (33, 47)).float()
     with torch.no_grad():

@@ -3,12 +3,12 @@ from tokenmix.blocks.op import Op, Tensor, construct, size
 
 
 class Linear(Op):
-    """A linear layer over the channels of every token, `y = W x + b`.
+    """A linear layer over the channels of every token, `y = W x + b`. A parameter goes through it once for all images.
 
     Weights (out, C), bias (out). Multiply-adds: out * C per token.
     """
 
-    signature_text = "linear(x: map | tokens | windows | vector; out: int, bias: bool = true)"
+    signature_text = "linear(x: map | tokens | windows | vector | weight; out: int, bias: bool = true)"
 
     def check(self, x: Tensor, *, out: int, bias: bool) -> None:
         if out < 1:
