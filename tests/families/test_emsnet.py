@@ -6,58 +6,15 @@ import pytest
 import torch
 
 import tokenmix
+from tests.families.keys import EMSNET as KEYS
 from tests.families.keys import copy_weights, randomise
 from tests.reference import emsnet
 from tokenmix.blocks.kernels.folding import fold, unfold
+from tokenmix.blocks.kernels.pooling import max_pool
 from tokenmix.compiler.report import exact_misses
 
 SPECS = Path(__file__).parents[2] / "specs"
 
-SCALE = [(r"\.pe\.", ".embed.proj."), (r"\.pe_bn\.", ".embed.norm.")]
-SCALE += [(r"\.prop\.up\.", ".propagate.spread."), (r"\.prop\.bn\.", ".propagate.norm.")]
-STATIC = [
-    (r"\.w1\.", ".whiten.proj."),
-    (r"\.dw\.", ".spatial."),
-    (r"\.dw_bn\.", ".spatial_norm."),
-    (r"\.w2\.", ".mix."),
-    (r"\.w2_bn\.", ".mix_norm."),
-    (r"\.w3\.", ".value."),
-    (r"\.w3_bn\.", ".value_norm."),
-    (r"\.p2\.", ".fine_scale."),
-    (r"\.p4\.", ".coarse_scale."),
-    (r"\.row\.", ".coordinate.along_width."),
-    (r"\.column\.", ".coordinate.along_height."),
-    (r"\.coord_bn\.", ".coordinate.norm."),
-]
-DYNAMIC = [
-    (r"\.dynamic\.c\.", ".dynamic.local."),
-    (r"\.dynamic\.g\.", ".dynamic.whole."),
-    (r"\.attention\.dw\.", ".attn.context."),
-    (r"\.attention\.bn\.", ".attn.norm."),
-    (r"\.attention\.m\.", ".attn.weights."),
-    (r"\.attention\.n\.", ".attn.value."),
-    (r"\.attention\.", ".attn."),
-    (r"\.w4\.", ".mix."),
-    (r"\.w4_bn\.", ".mix_norm."),
-]
-BLOCK = [
-    (r"^pe1\.", "stem.conv1."),
-    (r"^pe1_bn\.", "stem.norm1."),
-    (r"^pe1b\.", "stem.conv2."),
-    (r"^pe1b_bn\.", "stem.norm2."),
-    (r"^down\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.reduction."),
-    (r"^down_bn\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.norm."),
-    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.bn([12])\.", r".norm\1."),
-    (r"\.(proj_in|proj_out)\.", r".mixer.\1."),
-    (r"\.(static|dynamic|fuse)\.", r".mixer.interaction.\1."),
-    (r"\.fuse_bn\.", ".mixer.interaction.fuse_norm."),
-    (r"\.wide\.", ".mlp.fc1."),
-    (r"\.narrow\.", ".mlp.fc2."),
-    (r"^bn\.", "head.norm."),
-    (r"^classifier\.", "head.classifier."),
-]
-KEYS = [*DYNAMIC, *STATIC, *SCALE, *BLOCK]
 CLOSE = 1e-9
 # Small in width and depth; the last stage is wide enough for two heads of either attention.
 SMALL = {"channels": (8, 16, 32, 256), "depths": (2, 1, 1, 1), "expand": (3, 2, 2, 1), "ratio": (1, 2, 1)}
@@ -280,3 +237,21 @@ def test_detectors_have_the_size_worked_out_for_them(name, params, total):
     head_params, head_macs = detector(channels, 800, 1280)
     assert backbone.params + 2 * channels[-1] + head_params == params
     assert backbone["modules"] + backbone["bias_conv"] + head_macs == total
+
+
+class Pooling(torch.nn.Module):
+    def forward(self, x):
+        return max_pool(x, 4, 4, 0, ceil_mode=True)
+
+
+def test_a_traced_pooling_in_ceil_mode_serves_every_size():
+    """Whether the last window begins inside of the map is not asked of unknown sizes."""
+    x = -10 - torch.rand(2, 9, 14, 3)
+    sides = {axis: torch.export.Dim(name, min=5) for axis, name in ((1, "height"), (2, "width"))}
+    program = torch.export.export(Pooling(), (x,), dynamic_shapes=(sides,)).module()
+    compiled = torch.compile(Pooling(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((9, 14), (8, 16), (7, 13), (20, 5)):
+        x = (-10 - torch.rand(2, *size, 3)).requires_grad_()
+        assert torch.equal(program(x), Pooling()(x)) and torch.equal(compiled(x), Pooling()(x))
+        ours, plain = (torch.autograd.grad(f(x).sum(), x)[0] for f in (compiled, Pooling()))
+        assert torch.equal(ours, plain)

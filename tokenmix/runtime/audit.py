@@ -140,8 +140,8 @@ def audit(model: Model, size: tuple[int, int], *, dense: bool = False) -> Audit:
     import torch
 
     with torch.device("meta"):
-        module = build(model, features_only=dense).eval()
-    # The tracer cannot go through meta tensors.
+        module = build(model, features_only=dense, kernels="reference").eval()
+    # The tracer cannot go through meta tensors, nor into fast kernels.
     module = module.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
