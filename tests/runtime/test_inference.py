@@ -1,7 +1,10 @@
 """Modules folded for inference equal the ones they were made from, and hold fewer layers."""
 
 import copy
+import inspect
 import pickle
+import re
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 
 import tokenmix
 from tests.families.keys import randomise
+from tokenmix.blocks.kernels.channels_last import FusedConv2d, FusedLinear, FusedPointwise
 from tokenmix.compiler.passes import Fold, inference_model
 from tokenmix.compiler.spec import shipped_specs
 from tokenmix.compiler.spec_reader import read_spec
@@ -68,7 +72,7 @@ def test_an_ordinary_convnet_keeps_no_norm():
 
 def test_build_folds_at_once_and_what_it_builds_can_be_copied():
     folded = tokenmix.build("mixformer_b0", for_inference=True, depths=[1, 1, 1, 1])
-    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules()) == 4  # 23 in training
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())  # 23 in training
     assert not folded.training
     images = torch.randn(1, 3, 64, 64)
     for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
@@ -109,13 +113,27 @@ CASES = {
     "y = x |> a: conv(6, 3)\n    return y + (y |> n: batch_norm)": [],
     "return x |> n: batch_norm |> a: conv(6, kernel = 1, padding = 0, groups = 2)": [],
     "return x |> n: layer_norm(affine = false) |> a: linear(4, bias = false)": [],
+    # Of an `if`, the arm that is taken.
     "if C > 3:\n        x = x |> n: batch_norm |> a: pointwise(C)\n"
-    "    else:\n        x = x |> a: pointwise(C) |> n: batch_norm\n    return x": [
-        Fold("n", "a", False),
-        Fold("n", "a", True),
-    ],
+    "    else:\n        x = x |> a: pointwise(C) |> n: batch_norm\n    return x": [Fold("n", "a", False)],
     "if C > 9:\n        x = x |> n: batch_norm |> a: pointwise(C)\n"
-    "    else:\n        x = x |> a: pointwise(C) |> gelu |> n: batch_norm\n    return x": [Fold("n", "a", False)],
+    "    else:\n        x = x |> a: pointwise(C) |> gelu |> n: batch_norm\n    return x": [],
+    # Another image could take the other arm.
+    "x = x |> n: batch_norm\n    y = x |> a: pointwise(C)\n    if H > 3:\n        y = y + x\n    return y": [],
+    "h = H\n    x = x |> a: conv(C, 3) |> n: batch_norm\n    if h > 99:\n        x = gelu(x)\n    return x": [],
+    # Every reader takes it in, behind whatever hands its channels on.
+    "y = x |> n: batch_norm\n    return (y |> a: linear(4)) + (y |> b: linear(4))": [
+        Fold("n", "a", False),
+        Fold("n", "b", False),
+    ],
+    "y = x |> n: batch_norm\n    return (y |> a: linear(6)) + y": [],
+    "y = x |> a: linear(5) |> n: layer_norm\n    return concat(x, y, x |> m: batch_norm) |> b: linear(4)": [
+        Fold("n", "b", False, 6),
+        Fold("m", "b", False, 11),
+    ],
+    "return concat(x, x |> n: batch_norm) |> a: conv(4, 3)": [],
+    "return x |> n: batch_norm |> crop(H // 2, W // 2) |> drop_path(0.1) |> a: linear(4)": [Fold("n", "a", False)],
+    "return x |> n: batch_norm |> pad_to(2) |> a: linear(4)": [],
     "module a = linear(6)\n    return x |> a |> n: batch_norm |> a": [],
     "for j in 0..2:\n        x = x |> a: conv(C, 3, bias = false) |> n: batch_norm\n    return x": [
         Fold("n", "a", True)
@@ -126,17 +144,151 @@ CASES = {
 }
 
 
+def _labels(fold):
+    """A fold by the labels in the block, without the rounds of loops."""
+    norm, layer = (re.sub(r"^stages\.0\.body\.|\.[\d_]+", "", path) for path in (fold.norm, fold.layer))
+    return Fold(norm, layer, fold.behind, fold.first)
+
+
 @pytest.mark.parametrize("lines", CASES)
 def test_norm_is_folded_exactly_where_it_can_be(lines, tmp_path):
     path = tmp_path / "probe.yaml"
     path.write_text(SPEC + "".join(f"      {line}\n" for line in lines.replace("\n    ", "\n").split("\n")))
     model = tokenmix.load(path)
     assert model.findings == ()
-    _, folds = inference_model(model)
-    assert list(folds["probe_block"]) == CASES[lines]
+    folds = dict.fromkeys(_labels(fold) for fold in inference_model(model).folds)
+    assert list(folds) == CASES[lines]
     module = trained(model)
     folded = tokenmix.for_inference(module)
     same(module, folded, (9, 11), channels=6)
+
+
+# Lines of a block -> the layers that compute an activation as well.
+ACTIVATIONS = {
+    "return x |> a: conv(4, 3) |> gelu": {"a": "gelu"},
+    "return x |> a: dwconv(3, stride = 2) |> silu": {"a": "silu"},
+    "return x |> a: dwconv(3, axis = width) |> gelu": {},
+    "return x |> a: linear(4) |> relu": {"a": "relu"},
+    "return x |> global_avg_pool |> a: pointwise(4) |> sigmoid": {"a": "sigmoid"},
+    "return x |> a: conv(4, 3) |> n: batch_norm |> relu6 |> b: linear(5, bias = false) |> gelu": {
+        "a": "relu6",
+        "b": "gelu",
+    },
+    "y = x |> a: linear(4)\n    y = gelu(y)\n    return y + y": {"a": "gelu"},
+    "y = x |> a: linear(4)\n    return y + gelu(y)": {},
+    "return x |> a: linear(4) |> crop(H - 1, W) |> gelu": {},
+    "module a = linear(6)\n    return x |> a |> gelu |> a": {},
+    "for j in 0..2:\n        x = x |> a: linear(C) |> gelu\n    return x": {"a.0": "gelu", "a.1": "gelu"},
+    "for j in 0..2:\n        x = x |> a: linear(C)\n        if j == 0:\n            x = gelu(x)\n    return x": {},
+    "x = x |> a: linear(6)\n    if H > 3:\n        x = gelu(x)\n    return x": {},
+    "x = x |> a: inner_layer |> gelu\n    return x": {"a.a": "gelu"},
+    "x = x |> a: inner_layer |> gelu |> b: inner_layer\n    return x": {},
+    "x = x |> a: inner_layer |> gelu |> b: inner_layer |> gelu\n    return x": {"a.a": "gelu", "b.a": "gelu"},
+    "x = x |> a: inner_layer |> gelu |> b: inner_layer |> relu\n    return x": {},
+}
+INNER = "  block inner_layer(x):\n      return x |> n: batch_norm |> a: linear(C)\n"
+
+
+@pytest.mark.parametrize("lines", ACTIVATIONS)
+def test_activation_is_fused_exactly_where_it_can_be(lines, tmp_path):
+    path = tmp_path / "probe.yaml"
+    inner = INNER if "inner" in lines else ""
+    path.write_text(SPEC + "".join(f"      {line}\n" for line in lines.replace("\n    ", "\n").split("\n")) + inner)
+    model = tokenmix.load(path)
+    assert model.findings == ()
+    module = trained(model)
+    folded = tokenmix.for_inference(module)
+    fused = {
+        path.removeprefix("stages.0.body."): part.activation
+        for path, part in folded.named_modules()
+        if isinstance(part, (FusedConv2d, FusedLinear, FusedPointwise))
+    }
+    assert fused == ACTIVATIONS[lines]
+    assert not inner or not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())  # folded across the blocks
+    same(module, folded, (9, 11), channels=6)
+    single = tokenmix.for_inference(module.float())
+    images = torch.randn(2, 6, 9, 11)
+    expected = module(images).detach()
+    assert (single(images) - expected).norm() <= 1e-5 * expected.norm()
+
+
+# Lines of a block -> the layers that became one, and what the one is called.
+JOINS = {
+    "q = x |> q: linear(C)\n    k = x |> k: linear(C)\n    v = x |> v: linear(2 * C)\n"
+    "    return attention(q, k, v; heads = 3)": [(("q", "k", "v"), "q_k_v")],
+    "y = x |> n: batch_norm\n    q = y |> q: linear(C, bias = false)\n    k = y |> k: linear(C)\n"
+    "    return attention(q, k, v: linear(y; C); heads = 2)": [(("q", "k", "v"), "q_k_v")],
+    "q = x |> q: pointwise(C, bias = false)\n    return q * (x |> k: pointwise(C, bias = false))": [
+        (("q", "k"), "q_k")
+    ],
+    "q = x |> q: linear(C, bias = false)\n    return q + (x |> k: linear(C))": [(("q", "k"), "q_k")],
+    "for j in 0..2:\n        x = (x |> q: linear(C)) * (x |> k: linear(C))\n    return x": [
+        (("q.0", "k.0"), "q_k.0"),
+        (("q.1", "k.1"), "q_k.1"),
+    ],
+    "q_k = x |> q: linear(C)\n    k_part = x |> k: linear(C)\n    return q_k + k_part": [(("q", "k"), "q_k_")],
+    "q = x |> q: linear(C)\n    if C > 3:\n        q = q + (x |> k: linear(C))\n    return q": [],
+    "if C > 3:\n        y = (x |> q: linear(C)) + (x |> k: linear(C))\n    else:\n        y = x |> k: linear(C)\n"
+    "    return y": [(("q", "k"), "q_k")],
+    "y = x |> q: linear(C)\n    x = x + y\n    return x + (x |> k: linear(C))": [],
+    "return (x |> q: linear(C)) + (x |> k: pointwise(C))": [],
+    "return (x |> q: linear(C) |> layer_norm) + (x |> k: linear(C))": [],  # a norm would copy its part
+    "return (x |> q: linear(C) |> gelu) + (x |> k: linear(C)) + (x |> v: linear(C))": [(("k", "v"), "k_v")],
+    "module q = linear(C)\n    return (x |> q) + (x |> k: linear(C))": [],
+    "y = x\n    for j in 0..2:\n        y = y + (x |> q: linear(C))\n    return y": [],
+}
+
+
+@pytest.mark.parametrize("lines", JOINS)
+def test_layers_are_joined_exactly_where_they_can_be(lines, tmp_path):
+    path = tmp_path / "probe.yaml"
+    path.write_text(SPEC + "".join(f"      {line}\n" for line in lines.replace("\n    ", "\n").split("\n")))
+    model = tokenmix.load(path)
+    assert model.findings == ()
+    place = "stages.0.body."
+    joins = [
+        (tuple(p.removeprefix(place) for p in j.layers), j.into.removeprefix(place))
+        for j in inference_model(model).joins
+    ]
+    assert joins == JOINS[lines]
+    module = trained(model)
+    folded = tokenmix.for_inference(module)
+    assert len(list(folded.parameters())) < len(list(module.parameters())) or not joins
+    same(module, folded, (9, 11), channels=6)
+
+
+def test_a_fixed_size_needs_no_padding_and_is_held_to(tmp_path):
+    lines = "x = x |> pad_to(3)\nreturn x |> a: linear(C) |> pad_to(4) |> crop(9, W) |> resize(9, W)"
+    path = tmp_path / "probe.yaml"
+    path.write_text(SPEC + "".join(f"      {line}\n" for line in lines.split("\n")))
+    module = trained(path)
+    folded = tokenmix.for_inference(module, size="9x12")
+    code = inspect.getsource(type(folded.stages[0].body))
+    assert code.count("pad_to(") == 1 and "resize" not in code  # 9 rows are not a multiple of 4
+    same(module, folded, (9, 12), channels=6)
+    with pytest.raises(ValueError, match="made for images of 9x12"):
+        folded(torch.zeros(1, 6, 12, 9, dtype=torch.float64))
+    with pytest.raises(ValueError, match="folded already"):
+        tokenmix.for_inference(folded, size=9)
+    with pytest.raises(tokenmix.FindingsError):
+        tokenmix.for_inference(trained("mixformer_b0", **MODELS["mixformer_b0"]), size=60)
+
+
+@pytest.mark.parametrize("name", ["mixformer_b0", "mat_1", "swin_t"])
+def test_families_at_a_fixed_size(name):
+    settings = {"depths": [1, 1, 1, 1]}
+    module = trained(name, **settings)
+    folded = tokenmix.for_inference(module, size=224)
+    assert "pad_to(" not in inspect.getsource(sys.modules[type(folded).__module__])
+    same(module, folded, (224, 224))
+
+
+@pytest.mark.parametrize("name", ["convnext_t", "poolformer_s12", "emsnet_xxtiny"])
+def test_a_norm_in_front_of_the_classifier_stays_where_there_may_be_none(name):
+    settings = {"depths": [1, 1, 1, 1]}
+    for classes in (0, 5):
+        module = trained(name, num_classes=classes, **settings)
+        same(module, tokenmix.for_inference(module), (64, 96))
 
 
 def test_only_modules_of_a_spec_can_be_folded():

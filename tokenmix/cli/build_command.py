@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenmix.cli.specs import add_set, add_specs, tell
+from tokenmix.cli.specs import add_set, add_specs, parse_sizes, tell
 from tokenmix.cli.tables import giga, mega, megabytes, shape, table
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for-inference",
         action="store_true",
-        help="fold norms into their neighbours; weights are folded by for_inference",
+        help="norms folded into their neighbours, activations fused; weights are folded by for_inference",
+    )
+    parser.add_argument(
+        "--size", metavar="SIZE", type=_one_size, help="with --for-inference: of all images, such as 224 or 256x320"
     )
     parser.add_argument(
         "--image",
@@ -36,6 +39,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="picture to run through the module (default: a photograph that comes with tokenmix)",
     )
+
+
+def _one_size(text: str) -> tuple[int, int]:
+    sizes = parse_sizes(text)
+    if len(sizes) != 1:
+        raise argparse.ArgumentTypeError(f"a source is made for one size, got {text!r}")
+    return sizes[0]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,11 +67,19 @@ def run(options: argparse.Namespace) -> int:
     if options.image is not None and not options.image.is_file():
         print(f"error: there is no picture {options.image}", file=sys.stderr)
         return 2
+    if options.size is not None and not options.for_inference:
+        print("error: --size is for sources made with --for-inference; others take images of any size", file=sys.stderr)
+        return 2
     printed = model
     if options.for_inference:
         from tokenmix.compiler.passes import inference_model
+        from tokenmix.dsl.diagnostics import FindingsError
 
-        printed, _ = inference_model(model)
+        try:
+            printed = inference_model(model, size=options.size).model
+        except FindingsError as error:
+            tell(list(error.findings))
+            return 1
     source = printed.source(standalone=options.standalone)
     write_whole(output, source)
     print(_stages(model))
@@ -72,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"\nsource: {output} ({len(source.splitlines())} lines{', needs torch only' if options.standalone else ''})")
     misses = exact_misses(model) if not options.set else []
     tell(misses)
-    status = _run(model, source, options)
+    status = _run(printed, source, options)
     return 1 if misses else status
 
 
@@ -157,7 +175,9 @@ def _run(model: Model, source: str, options: argparse.Namespace) -> int:
     from tokenmix.runtime.module import class_name, import_source
 
     try:
-        images, picture = load_picture(options.image, model.input_shape)
+        images, picture = load_picture(
+            options.image, (model.input_shape[0], *(model.fixed_size or model.input_shape[1:]))
+        )
     except PictureError as error:
         note.clear()
         print(f"error: {error}", file=sys.stderr)

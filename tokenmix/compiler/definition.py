@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from tokenmix.dsl.source import Span
 if TYPE_CHECKING:
     from tokenmix.compiler.library import Library
 
-__all__ = ["DIMENSIONS", "MODULE_ATTRIBUTES", "Definition", "calls_in", "circles"]
+__all__ = ["DIMENSIONS", "MODULE_ATTRIBUTES", "Definition", "calls_in", "circles", "statements"]
 
 DIMENSIONS = ("C", "H", "W", "N")
 LETTERS = tuple(dict.fromkeys([*DIMENSIONS, *(letter for letters in KINDS.values() for letter in letters)]))
@@ -47,7 +48,7 @@ class Definition:
         self.shipped = shipped
         self.name = block.name
         self.signature = block.signature
-        self.modules = {s.name.name: s for s in _statements(block.body) if isinstance(s, syntax.ModuleDecl)}
+        self.modules = {s.name.name: s for s in statements(block.body) if isinstance(s, syntax.ModuleDecl)}
         self.labels: dict[int, str] = {}
         self._label_findings: list[Finding] = []
         self._assign_labels()
@@ -55,6 +56,11 @@ class Definition:
 
     def __repr__(self) -> str:
         return f"<block {self.name}>"
+
+    @cached_property
+    def calls(self) -> dict[Span, syntax.Call]:
+        """Every call by its place in the text."""
+        return {call.span: call for call in calls_in(self.block.body)}
 
     def _assign_labels(self) -> None:
         taken = set(self.modules)
@@ -144,14 +150,15 @@ def calls_in(node: object) -> Iterator[syntax.Call]:
                 yield from calls_in(value)
 
 
-def _statements(body: Iterable[syntax.Statement]) -> Iterator[syntax.Statement]:
+def statements(body: Iterable[syntax.Statement]) -> Iterator[syntax.Statement]:
+    """Every statement of a body, those inside of loops and arms too."""
     for statement in body:
         yield statement
         if isinstance(statement, syntax.For):
-            yield from _statements(statement.body)
+            yield from statements(statement.body)
         elif isinstance(statement, syntax.If):
-            yield from _statements(statement.then)
-            yield from _statements(statement.otherwise)
+            yield from statements(statement.then)
+            yield from statements(statement.otherwise)
 
 
 class _Checker:
@@ -270,7 +277,7 @@ class _Checker:
             self.used.add(statement.variable.name)  # a loop may simply count
             # What one round assigns, the next round may read.
             before = set(self.known)
-            self.known |= {t.name for s in _statements(statement.body) for t in _targets(s)}
+            self.known |= {t.name for s in statements(statement.body) for t in _targets(s)}
             self._in_loop += 1
             self._body(statement.body)
             self._in_loop -= 1

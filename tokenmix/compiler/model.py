@@ -89,7 +89,10 @@ class Model:
         spec: the text behind it, bases folded in; None if it could not be read.
         plan: its blocks with their numbers; None where findings forbid.
         findings: mistakes found at the default input size, sorted by place.
+        fixed_size: height and width of every image that its module takes; None for any.
     """
+
+    fixed_size: tuple[int, int] | None = None
 
     def __init__(
         self, spec: Spec | None, draft: Plan | None, findings: list[Finding], name: str, overrides: Mapping[str, Any]

@@ -1,8 +1,19 @@
 """Convolutional layers on channels-last maps, (B, H, W, C)."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["AxialConv2d", "BatchNorm2d", "Conv2d", "ConvTranspose2d", "GroupNorm", "Pointwise"]
+__all__ = [
+    "AxialConv2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "FusedConv2d",
+    "FusedLinear",
+    "FusedPointwise",
+    "GroupNorm",
+    "Pointwise",
+]
 
 
 class Conv2d(nn.Conv2d):
@@ -46,3 +57,26 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Fused(nn.Module):
+    """Mixed into a layer: an activation behind it, by its name in `torch.nn.functional`."""
+
+    def __init__(self, *sizes: int, activation: str, **settings):
+        super().__init__(*sizes, **settings)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(F, self.activation)(super().forward(x))
+
+
+class FusedConv2d(Fused, Conv2d):
+    """`Conv2d` and an activation."""
+
+
+class FusedLinear(Fused, nn.Linear):
+    """`nn.Linear` and an activation."""
+
+
+class FusedPointwise(Fused, Pointwise):
+    """`Pointwise` and an activation."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenmix.blocks.kernels import FAST, HELPERS
+from tokenmix.blocks.kernels import FAST, HELPERS, KINDS
 from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.emit.classes import Emitter
@@ -89,9 +89,8 @@ class _Program:
     def text(self, standalone: bool) -> str:
         body = self._model_class()
         classes = [c.text for c in self.emitter.classes]
-        helpers = sorted(
-            name for name in self.emitter.helpers if any(re.search(rf"\b{name}\b", t) for t in [*classes, body])
-        )
+        used = {n for n in self.emitter.helpers if any(re.search(rf"\b{n}\b", t) for t in [*classes, body])}
+        helpers = sorted(used | {KINDS[name] for name in used & KINDS.keys()})
         init = self._initialisation(helpers)
         parts = [*classes, body, init]
         code = "\n\n\n".join(parts)
@@ -305,7 +304,14 @@ class _Program:
         last = self._stage_shapes()[-1] if self.plan.stages else None
         maps = last is not None and last.kind == "map"
         pad = " " * 8
-        lines = [f"{pad}x = images.permute(0, 2, 3, 1).contiguous()  # (B, H, W, {channels})"]
+        lines = []
+        if self.model.fixed_size is not None:
+            height, width = self.model.fixed_size
+            lines += [
+                f"{pad}if images.shape[2:] != ({height}, {width}):",
+                f'{pad}    raise ValueError("made for images of {height}x{width}")',
+            ]
+        lines.append(f"{pad}x = images.permute(0, 2, 3, 1).contiguous()  # (B, H, W, {channels})")
         if self.plan.stem is not None:
             lines.append(f"{pad}x = self.stem(x)")
         if self.plan.norms:
