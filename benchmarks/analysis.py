@@ -52,7 +52,7 @@ def cold(quick: bool) -> list[Row]:
     for counter, name, label in _rivals(quick):
         labels.append(f"cold: {label}")
         calls[labels[-1]] = process(ROOT / "benchmarks/rivals.py", counter, name)
-    times = interleaved(calls, 1 if quick else 10, warm_up=0 if quick else 1)
+    times = interleaved(calls, 1 if quick else 8, warm_up=0 if quick else 1)
     rows = [row(name, "ms", values) for name, values in times.items()]
     return rows + [ratio(f"{label} / tokenmix flops {OURS}", times[label], times[one]) for label in labels]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "ROOT", "Row", "fresh", "interleaved", "machine", "main", "markdown", "num_threads", "peak_mib", "process", "ratio",
-    "row",
+    "ROOT", "Row", "build_kernels", "fresh", "interleaved", "machine", "main", "markdown", "num_threads", "peak_mib",
+    "process", "ratio", "row", "three_digits",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         name: what was measured.
-        unit: "ms", "MiB", or "times" for a ratio.
+        unit: "ms", "MiB", "pages", or "times" for a ratio.
         median, low, high: over all runs; nothing is thrown away but the warm-up.
     """
 
@@ -106,6 +106,17 @@ def fresh(script: str, function: str, **arguments: Any) -> Any:
     )
     output = str(process("-c", code, json.dumps(arguments))())
     return json.loads(output.splitlines()[-1])
+
+
+def build_kernels() -> None:
+    """Compile the C++ kernels if this machine has none; without a compiler this fails: none is left out in silence.
+
+    To be called before the kernels are imported: what runs where is settled then.
+    """
+    from tokenmix.fast.native import build_library, library
+
+    if library() is None:
+        build_library()
 
 
 def peak_mib() -> float:
@@ -179,12 +190,13 @@ def markdown(rows: Iterable[Row]) -> str:
     """A table of rows, numbers to three digits."""
     lines = ["| measured | unit | median | min | max | runs |", "|---|---|---:|---:|---:|---:|"]
     for r in rows:
-        numbers = [_three_digits(value) for value in (r.median, r.low, r.high)]
+        numbers = [three_digits(value) for value in (r.median, r.low, r.high)]
         lines.append(f"| {r.name} | {r.unit} | {' | '.join(numbers)} | {r.runs} |")
     return "\n".join(lines)
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """A number as tables show it."""
     if value <= 0:
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

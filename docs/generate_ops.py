@@ -45,6 +45,10 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], dict[str, Any]]] = {
         (Tensor("windows", (24, 9, 16)),),
         {"height": 8, "width": 12, "kernel": 3, "stride": 2, "padding": 1},
     ),
+    "outlook_attention": (
+        (Tensor("map", (162, 4, 6)), Tensor("map", (16, 8, 12))),
+        {"heads": 2, "kernel": 3, "stride": 2},
+    ),
 }
 
 # Values to try for a hyperparameter without a default, by its name, then by its type.

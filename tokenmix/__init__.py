@@ -10,12 +10,13 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Finding", "FindingsError", "Model", "build", "for_inference", "load", "load_weights"]
+__all__ = ["Cost", "Finding", "FindingsError", "Model", "build", "for_inference", "keep_memory", "load", "load_weights"]
 
 if TYPE_CHECKING:
     from tokenmix.compiler.model import Cost, Model, load
     from tokenmix.dsl.diagnostics import Finding, FindingsError
     from tokenmix.runtime.inference import for_inference
+    from tokenmix.runtime.memory import keep_memory
     from tokenmix.runtime.module import build
     from tokenmix.runtime.weights import load_weights
 
@@ -26,6 +27,7 @@ _HOMES = {
     "Model": "tokenmix.compiler.model",
     "build": "tokenmix.runtime.module",
     "for_inference": "tokenmix.runtime.inference",
+    "keep_memory": "tokenmix.runtime.memory",
     "load": "tokenmix.compiler.model",
     "load_weights": "tokenmix.runtime.weights",
 }

@@ -12,8 +12,8 @@ from tokenmix.blocks.kernels.bilinear_sample import bilinear_sample
 from tokenmix.blocks.kernels.channels_last import AxialConv2d, BatchNorm2d, Conv2d, ConvTranspose2d, GroupNorm
 from tokenmix.blocks.kernels.drop_path import DropPath
 from tokenmix.blocks.kernels.folding import fold, unfold
-from tokenmix.blocks.kernels.padding import pad_to
-from tokenmix.blocks.kernels.pooling import adaptive_avg_pool, avg_pool, max_pool, resize
+from tokenmix.blocks.kernels.padding import pad_to, resize
+from tokenmix.blocks.kernels.pooling import adaptive_avg_pool, avg_pool, max_pool
 from tokenmix.blocks.kernels.positions import PositionEmbedding, roll
 from tokenmix.blocks.kernels.token_order import gather_tokens, scatter_tokens, token_order
 from tokenmix.blocks.kernels.window_attention import WindowAttention

@@ -17,12 +17,24 @@ from tokenmix.runtime.audit import audit
 # 210 elements. Other ops an expression needs are listed in it and subtracted by looking at the op's own nodes only.
 X = (6, 5, 7)
 EXAMPLES = {
+    # Padded to 6 x 8: 12 windows of 4 tokens, each asked by one token more.
+    "abstract_window_attention": (
+        "concat_tokens(y |> to_tokens, tokens)",
+        0,
+        {"macs_attention": 2 * (48 + 12) * 4 * 6, "softmax": (48 + 12) * 4 * 3},
+    ),
     "add": ("x + x", 0, {"elementwise": 210}),
     "adaptive_avg_pool": ("x |> adaptive_avg_pool(3, 4)", 0, {"adaptive_pool": 210}),
     "attention": ("attention(x, x, x; heads = 2)", 0, {"macs_attention": 2 * 35 * 35 * 6, "softmax": 2 * 35 * 35}),
     "attention_scores": ("s", 0, {"macs_attention": 35 * 35 * 6}),
     "avg_pool": ("x |> avg_pool(3, stride = 2, padding = 1)", 0, {"pool": 210}),
     "axial_sample": ("axial_sample(x, x |> linear(3); axis = width)", 0, {"macs_sampling": 420}),
+    # 35 queries, all but 4 of 35 keys.
+    "background_attention": (
+        "background_attention(x |> to_tokens, x, x, order; first = 4, heads = 2)",
+        0,
+        {"macs_attention": 2 * 35 * 31 * 6, "softmax": 2 * 35 * 31},
+    ),
     "batch_norm": ("x |> batch_norm", 12, {"batch_norm": 210}),
     # Distances on a 3 x 4 grid, two groups: 6 * 3 * 4 output elements.
     "bilinear_sample": ("bilinear_sample(x, dx, dy; outside = border)", 0, {"grid_sample": 72, "macs_sampling": 288}),
@@ -49,6 +61,12 @@ EXAMPLES = {
     "mean": ("x |> mean", 0, {"mean": 210, "mean_out": 6}),
     "merge_windows": ("x |> pad_to(2) |> window_partition(2) |> merge_windows", 0, {}),
     "mul": ("x * x", 0, {"elementwise": 210}),
+    # 3 x 4 windows of 3x3 places; every place reads nine.
+    "outlook_attention": (
+        "outlook_attention(a, x; heads = 2, kernel = 3, stride = 2)",
+        0,
+        {"softmax": 12 * 162, "macs_attention": 12 * 81 * 6, "elementwise": 12 * 9 * 6},
+    ),
     "pad_to": ("x |> pad_to(4)", 0, {}),
     "parameter": ("x * parameter(C, 0.5)", 6, {}),
     "pointwise": ("x |> pointwise(4)", 28, {"macs_conv": 35 * 24, "bias_conv": 140}),
@@ -56,6 +74,7 @@ EXAMPLES = {
     "position_scores": ("weighted_sum(s, v)", 0, {}),
     "relu": ("x |> relu", 0, {"relu": 210}),
     "relu6": ("x |> relu6", 0, {"relu": 210}),
+    "replace_tokens": ("replace_tokens(x, order, a)", 0, {}),
     "resize": ("x |> resize(3, 9)", 0, {"resize_bilinear": 162}),
     "roll": ("x |> roll(2, -3)", 0, {}),
     "scale": ("0.5 * x", 0, {"elementwise": 210}),
@@ -69,10 +88,21 @@ EXAMPLES = {
     "split_channels": ("concat(b, a)", 0, {}),
     "split_tokens": ("concat_tokens(b, a)", 0, {}),
     "sub": ("x - (x |> relu)", 0, {"elementwise": 210}),
+    "talking_heads_attention": (
+        "y",
+        2 * 15 + 5 + 3,
+        {
+            "macs_attention": 2 * 35 * 35 * 6,
+            "macs_conv": 2 * 35 * 35 * 15,
+            "bias_conv": 35 * 35 * 8,
+            "softmax": 35 * 35 * 5,
+        },
+    ),
     "to_map": ("x |> to_tokens |> gelu |> to_map(H, W)", 0, {}),
     "to_tokens": ("x |> to_tokens |> gelu", 0, {}),
     "token": ("x |> to_tokens |> token(34)", 0, {}),
     "token_order": ("gather_tokens(x, order)", 0, {"mean": 210, "mean_out": 35}),
+    "token_partition": ("gather_tokens(x, order; first = 4)", 0, {"mean": 210, "mean_out": 35}),
     "unfold": ("x |> unfold(2, 3)", 0, {}),
     "weighted_sum": ("s |> softmax |> weighted_sum(x;)", 0, {"macs_attention": 35 * 35 * 6}),
     # Padded to 6 x 8: 12 windows of 4 tokens; table (2 * 2 - 1)**2 x 3.
@@ -85,15 +115,23 @@ EXAMPLES = {
     "window_partition": ("x |> pad_to(3) |> window_partition(3)", 0, {}),
 }
 BEFORE = {
+    "abstract_window_attention": "    y = x |> pad_to(2)\n"
+    "    y, tokens = abstract_window_attention(y, y, y, parameter(C, 0.5); heads = 3, window = 2)\n",
     "attention_scores": "    s = attention_scores(x, x; heads = 3) |> softmax |> weighted_sum(x;)\n",
     "bilinear_sample": "    dx, dy = x |> dwconv(3, stride = 2) |> linear(4) |> split(2)\n",
+    "background_attention": "    order = x |> token_order\n",
     "gather_tokens": "    order = x |> token_order\n",
     "head_mixing": "    s = attention_scores(x, x; heads = 3) |> head_mixing(3) |> weighted_sum(x;)\n",
+    "outlook_attention": "    a = x |> dwconv(3, stride = 2) |> pointwise(162)\n",
     "position_scores": "    s = x |> pointwise(18) |> position_scores(1, 2, 9)\n    v = x |> unfold(3, padding = 1)\n",
+    "replace_tokens": "    order = x |> token_order\n    a = gather_tokens(x, order; first = 4)\n",
     "scatter_tokens": "    order = x |> token_order\n",
     "split_channels": "    a, b = x |> split_channels([4, 2])\n",
     "split_tokens": "    a, b = x |> to_tokens |> split_tokens(4)\n",
+    "talking_heads_attention": "    y = x |> to_tokens\n"
+    "    y = talking_heads_attention(y, y, y; heads = 3, inner = 5)\n",
     "token_order": "    order = x |> token_order\n",
+    "token_partition": "    order = x |> token_partition(4)\n",
     "weighted_sum": "    s = attention_scores(x, x; heads = 2)\n",
     "split": "    a, b = x |> split(2, interleaved = true)\n",
     "window_attention": "    y = x |> pad_to(2)\n"

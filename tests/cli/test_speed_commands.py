@@ -41,6 +41,7 @@ def test_bench_reports_every_contestant(spec, tmp_path, capsys):
         (name, batch) for batch in (1, 2) for name in ("small", "reference", f"{rival}:Rival")
     ]
     assert all(len(r["times_ms"]) == 3 and r["peak_bytes"] > 0 and r["images_per_second"] > 0 for r in rows)
+    assert all(r["page_faults"] >= 0 for r in rows)
     assert rows[3]["macs"] == 2 * rows[0]["macs"] and "macs" not in rows[2]
     for batch in (rows[:3], rows[3:]):
         assert [r["time_relative_to_first"] for r in batch] == [r["median_ms"] / batch[0]["median_ms"] for r in batch]
@@ -48,7 +49,7 @@ def test_bench_reports_every_contestant(spec, tmp_path, capsys):
 
 def test_a_rival_that_takes_twice_as_long_shows_2(capsys):
     setting, first, rival = Setting(1, (8, 8)), Timing("ours", (1.0,), 0), Timing("rival", (2.0,), 0)
-    options = argparse.Namespace(format="table")
+    options = argparse.Namespace(format="table", kernels=None)
     bench_command._print([(setting, first, first, 1.0), (setting, rival, first, 1.0)], {}, options)
     out = capsys.readouterr().out
     assert out.splitlines()[-1].split()[-1] == "2.00" and "time / first" in out and "2.00 takes twice as long" in out
@@ -86,6 +87,8 @@ def test_bench_runs_every_kind_of_pass(spec, extra, capsys):
         ("nothing", '"reference", "timm:NAME" or "FILE.py:CLASS"'),
         ("missing.py:Model", "there is no file missing.py"),
         ("broken.py:Model", "broken.py:Model cannot be made: NameError"),
+        ("broken.py:open('x').read()", "write FILE.py:CLASS, or FILE.py:CLASS(width=64)"),
+        ("broken.py:Model(depths=depths)", "with constants"),
     ],
 )
 def test_an_opponent_that_does_not_exist_is_refused(spec, against, message, capsys, tmp_path, monkeypatch):
@@ -93,6 +96,70 @@ def test_an_opponent_that_does_not_exist_is_refused(spec, against, message, caps
     (tmp_path / "broken.py").write_text("nonsense\n")
     assert main(["bench", spec, "--against", against, "--rounds", "1"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_opponent_gets_its_arguments_and_finds_the_files_beside_it(spec, tmp_path, capsys):
+    (tmp_path / "layers_of_rival.py").write_text("from torch import nn\n\nLayer = nn.Linear\n")
+    (tmp_path / "rival.py").write_text(
+        "from dataclasses import dataclass\n\nfrom torch import nn\n\nfrom layers_of_rival import Layer\n\n\n"
+        "@dataclass\nclass Options:\n    widths: 'list[int]'\n\n\n"
+        "class Rival(nn.Sequential):\n"
+        "    def __init__(self, classes, widths=()):\n"
+        "        sizes = [3072, *Options(widths).widths, classes]\n"
+        "        super().__init__(nn.Flatten(), *(Layer(*pair) for pair in zip(sizes, sizes[1:])))\n"
+    )
+    name = f"{tmp_path}/rival.py:Rival(4, widths=[8, 16])"
+    rival = opponent(name, None)
+    assert [tuple(p.shape) for p in rival.parameters() if p.ndim == 2] == [(8, 3072), (16, 8), (4, 16)]
+    assert main(["bench", spec, "--rounds", "1", "--against", name]) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_a_checkpointed_step_stands_beside_the_plain_one(spec, capsys):
+    arguments = ["bench", spec, "--rounds", "1", "--batch", "2", "--format", "json"]
+    assert main([*arguments, "--train", "--checkpoint"]) == 0
+    plain, checkpointed = json.loads(capsys.readouterr().out)["rows"]
+    assert (plain["model"], checkpointed["model"]) == ("small", "small, checkpointed")
+    assert checkpointed["macs"] == plain["macs"] and checkpointed["peak_bytes"] < plain["peak_bytes"]
+    assert main([*arguments, "--checkpoint"]) == 2
+    assert "give --train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "markdown", "json"])
+def test_kernels_run_alone(format, capsys):
+    arguments = ["--kernels", "axial_sample", "--rounds", "1", "--batch", "1", "--threads", "1", "--format", format]
+    assert main(["bench", *arguments, "--train"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("axial_sample") == 16 and out.count("1x56x56x64, width") == 2
+    if format == "json":
+        rows = json.loads(out)["rows"]
+        assert [r["pass"] for r in rows[:2]] == ["forward", "forward and backward"]
+        assert rows[0]["bytes"] == 4 * 56 * 56 * (64 + 32 + 64) and rows[0]["share_of_copy"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give specs, or --kernels"),
+        (["--kernels", "nothing"], "there is no fast kernel nothing; there are"),
+        (["resnet18", "--kernels"], "no specs with it"),
+        (["--kernels", "--size", "224"], "no --size with it"),
+        (["--for-inference", "--kernels"], "no --for-inference with it"),
+    ],
+)
+def test_specs_or_kernels(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "profile"])
+@pytest.mark.parametrize("works", [True, False])
+def test_memory_is_kept_or_it_is_told_why_not(spec, command, works, monkeypatch, capsys):
+    from tokenmix.runtime import memory
+
+    monkeypatch.setattr(memory, "keep_memory", lambda: works)
+    assert main([command, spec, "--rounds", "1", "--keep-memory"]) == (0 if works else 2)
+    assert ("--keep-memory needs glibc" in capsys.readouterr().err) is not works
 
 
 def test_bench_tells_what_is_wrong_with_a_spec(tmp_path, capsys):
@@ -127,7 +194,10 @@ def test_doctor_names_every_fast_kernel(capsys):
     named = {(k["kernel"], k["device"]) for k in report["kernels"]}
     assert named == {(kernel, device) for kernel in FAST for device in ("cpu", "cuda")}
     assert all(k["runs"] for k in report["kernels"]) and report["machine"]["torch"] == torch.__version__
-    assert main(["doctor"]) == 0 and "why not faster" in capsys.readouterr().out
+    assert report["machine"]["allocator"]
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "why not faster" in out and "allocator" in out
 
 
 def test_doctor_tells_why_kernels_cannot_be_built(monkeypatch, tmp_path, capsys):

@@ -41,6 +41,7 @@ def test_page_is_what_the_generator_writes(request):
 # How an input of an example comes out of a 16 x 8 x 12 image, by its kind or by its kind and dimensions.
 MADE = {
     "map": "image |> relu",
+    ("map", (162, 4, 6)): "image |> conv(162, 3, stride = 2)",
     "tokens": "image |> to_tokens",
     "windows": "image |> window_partition(4)",
     ("windows", (24, 9, 16)): "image |> unfold(3, 2, 1)",
@@ -61,10 +62,13 @@ def test_example_of_the_page_is_counted_as_the_page_says(name, tmp_path):
     found = re.search(rf"^## {name}$.*?^example +(.*?)$", page, re.M | re.S)
     assert found is not None
     call = found[1]
-    channels, height, width = next((tensor.dims for tensor in inputs if tensor.kind == "map"), (16, 8, 12))
+    maps = [tensor.dims for tensor in inputs if tensor.kind == "map"]
+    channels, height, width = max(maps, key=lambda dims: dims[1] * dims[2], default=(16, 8, 12))
     results = [f"y{i}" for i in range(len(outputs))]
-    join = "concat" if len({str(output) for output in outputs}) == 1 or outputs[0].kind == "map" else "concat_tokens"
-    joined = results[0] if len(outputs) == 1 else f"{join}({', '.join(results)})"
+    alike = len({str(output) for output in outputs}) == 1 or {output.kind for output in outputs} == {"map"}
+    rows = [f"{y} |> to_tokens" if o.kind == "map" else y for y, o in zip(results, outputs, strict=True)]
+    parts = f"concat({', '.join(results)})" if alike else f"concat_tokens({', '.join(rows)})"
+    joined = results[0] if len(outputs) == 1 else parts
     lines = [
         f"{name} = {MADE.get((tensor.kind, tensor.dims), MADE.get(tensor.kind))}"
         for name, tensor in zip(generate_ops.input_names(op, len(inputs)), inputs, strict=True)

@@ -38,6 +38,90 @@ ATMNET = [
     (r"^head\.(weight|bias)", r"head.classifier.\1"),
 ]
 
+MAT = [
+    (r"^stem\.(\w+)\.(\d)\.", lambda m: f"stem.{m[1]}{int(m[2]) + 1}."),
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.offset_dw\.", ".offset_conv."),
+    (r"\.offset_pw\.", ".offset_proj."),
+    (r"\.feature_dw\.", ".conv."),
+    (r"\.pw\.", ".proj."),
+    (r"_bn\.", "_norm."),
+    (r"\.pw_norm\.", ".proj_norm."),
+    (r"\.cpe\.", ".position."),
+    (r"\.dw\.", ".dwconv."),
+    (r"\.out\.", ".proj."),
+    (r"\.token$", ".abstract"),
+    (r"^norm\.", "head.norm."),
+    (r"^proj\.", "head.proj."),
+    (r"^bn\.", "head.proj_norm."),
+    (r"^head\.(weight|bias)", r"head.classifier.\1"),
+]
+
+PARTIALFORMER = [
+    (r"^stem\.(\d)\.", lambda m: f"stem.{'conv' if int(m[1]) % 3 == 0 else 'norm'}{int(m[1]) // 3 + 1}."),
+    (r"^downs\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.reduction."),
+    (r"^down_norms\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.norm."),
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.cpe\.", ".position."),
+    (r"(\d)\.fc", r"\1.mlp.fc"),
+    (r"(\d)\.conv\.", r"\1.mlp.dwconv."),
+    (r"\.query_token", ".query"),
+    (r"\.head_fc1\.", ".attend.logit_"),
+    (r"\.head_fc2\.", ".attend.weight_"),
+    (r"(logit|weight)_weight$", r"\1_mixing"),
+    (r"\.w_o\.", ".proj."),
+    (r"\.channel_", "."),
+    (r"^norm\.", "head.norm."),
+    (r"^proj", "head.proj"),
+    (r"^head\.(weight|bias)", r"head.classifier.\1"),
+]
+
+_EMSNET_SCALE = [(r"\.pe\.", ".embed.proj."), (r"\.pe_bn\.", ".embed.norm.")]
+_EMSNET_SCALE += [(r"\.prop\.up\.", ".propagate.spread."), (r"\.prop\.bn\.", ".propagate.norm.")]
+_EMSNET_STATIC = [
+    (r"\.w1\.", ".whiten.proj."),
+    (r"\.dw\.", ".spatial."),
+    (r"\.dw_bn\.", ".spatial_norm."),
+    (r"\.w2\.", ".mix."),
+    (r"\.w2_bn\.", ".mix_norm."),
+    (r"\.w3\.", ".value."),
+    (r"\.w3_bn\.", ".value_norm."),
+    (r"\.p2\.", ".fine_scale."),
+    (r"\.p4\.", ".coarse_scale."),
+    (r"\.row\.", ".coordinate.along_width."),
+    (r"\.column\.", ".coordinate.along_height."),
+    (r"\.coord_bn\.", ".coordinate.norm."),
+]
+_EMSNET_DYNAMIC = [
+    (r"\.dynamic\.c\.", ".dynamic.local."),
+    (r"\.dynamic\.g\.", ".dynamic.whole."),
+    (r"\.attention\.dw\.", ".attn.context."),
+    (r"\.attention\.bn\.", ".attn.norm."),
+    (r"\.attention\.m\.", ".attn.weights."),
+    (r"\.attention\.n\.", ".attn.value."),
+    (r"\.attention\.", ".attn."),
+    (r"\.w4\.", ".mix."),
+    (r"\.w4_bn\.", ".mix_norm."),
+]
+_EMSNET_BLOCK = [
+    (r"^pe1\.", "stem.conv1."),
+    (r"^pe1_bn\.", "stem.norm1."),
+    (r"^pe1b\.", "stem.conv2."),
+    (r"^pe1b_bn\.", "stem.norm2."),
+    (r"^down\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.reduction."),
+    (r"^down_bn\.(\d)\.", lambda m: f"stages.{int(m[1]) + 1}.down.norm."),
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.bn([12])\.", r".norm\1."),
+    (r"\.(proj_in|proj_out)\.", r".mixer.\1."),
+    (r"\.(static|dynamic|fuse)\.", r".mixer.interaction.\1."),
+    (r"\.fuse_bn\.", ".mixer.interaction.fuse_norm."),
+    (r"\.wide\.", ".mlp.fc1."),
+    (r"\.narrow\.", ".mlp.fc2."),
+    (r"^bn\.", "head.norm."),
+    (r"^classifier\.", "head.classifier."),
+]
+EMSNET = [*_EMSNET_DYNAMIC, *_EMSNET_STATIC, *_EMSNET_SCALE, *_EMSNET_BLOCK]
+
 
 def renamed(key: str, rules: list) -> str:
     for pattern, replacement in rules:

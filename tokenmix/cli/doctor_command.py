@@ -50,13 +50,18 @@ def run(options: argparse.Namespace) -> int:
 def _machine() -> dict[str, str]:
     import torch
 
+    from tokenmix.runtime.memory import allocator
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    memory, remedy = allocator()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         "gpu": gpu,
         "triton": "installed" if importlib.util.find_spec("triton") else "not installed",
+        "allocator": memory,
+        **({"faster_with": remedy} if remedy else {}),
     }
 
 

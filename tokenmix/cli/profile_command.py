@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tokenmix.cli.specs import add_set, add_specs, has_device, parse_count, parse_sizes, tell
+from tokenmix.cli.specs import (
+    add_keep_memory,
+    add_set,
+    add_specs,
+    has_device,
+    keeps_memory,
+    parse_count,
+    parse_sizes,
+    tell,
+)
 from tokenmix.cli.tables import FORMATS, giga, table
 
 _DOC = "example: tokenmix profile atmnet_t --batch 8 --tensorboard traces"
@@ -26,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tensorboard", metavar="DIR", type=Path, help="write a trace for TensorBoard's profiler plugin"
     )
+    add_keep_memory(parser)
     parser.add_argument("--format", choices=FORMATS[:4], default="table", help="form of the report")
 
 
@@ -42,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from tokenmix.runtime.bench import Setting, threads
     from tokenmix.runtime.profile import profile
 
-    if not has_device(options.device):
+    if not has_device(options.device) or (options.keep_memory and not keeps_memory()):
         return 2
     size = options.size[0] if options.size else model.input_shape[1:]
     setting = Setting(options.batch, size, options.device, options.dtype)

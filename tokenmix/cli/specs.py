@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from tokenmix.compiler.model import Model
     from tokenmix.dsl.diagnostics import Finding
 
-__all__ = ["add_set", "add_specs", "has_device", "load_all", "parse_count", "parse_counts", "parse_sizes", "tell"]
+__all__ = [
+    "add_keep_memory", "add_set", "add_specs", "has_device", "keeps_memory", "load_all", "parse_count", "parse_counts",
+    "parse_sizes", "tell",
+]  # fmt: skip
 
 
 def add_specs(parser: argparse.ArgumentParser, many: bool = True) -> None:
@@ -55,6 +58,23 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
         return [parse_size(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_keep_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-memory", action="store_true",
+        help="let this process keep freed memory (glibc only), so that no pass maps its activations anew",
+    )  # fmt: skip
+
+
+def keeps_memory() -> bool:
+    """Tell the allocator to keep what is freed; if that cannot be had, standard error says why."""
+    from tokenmix.runtime.memory import allocator, keep_memory
+
+    if keep_memory():
+        return True
+    print(f"error: --keep-memory needs glibc's allocator; here it is {allocator()[0]}", file=sys.stderr)
+    return False
 
 
 def has_device(name: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,9 +18,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tokenmix.blocks.kernels.axial_sample import axial_sample as reference
 from tokenmix.fast.arguments import DTYPES, exact, integers, pointers
+from tokenmix.fast.cases import Case
 from tokenmix.fast.native import library, missing
 
-__all__ = ["axial_sample", "reference", "status"]
+__all__ = ["axial_sample", "cases", "reference", "status"]
 
 _NATIVE = library()
 _TRITON = importlib.util.find_spec("triton") is not None
@@ -30,6 +33,16 @@ def status() -> dict[str, tuple[str, str]]:
         "cpu": ("C++", "") if _NATIVE else ("gather arithmetic", missing()),
         "cuda": ("Triton", "") if _TRITON else ("gather arithmetic", "triton is not installed"),
     }
+
+
+def cases(batch: int) -> Iterator[Case]:
+    """ATMNet-T's maps at 224x224, and how many channels share an offset there; offsets are half of a wider tensor."""
+    for side, channels, share in ((56, 64, 2), (28, 128, 4), (14, 320, 4), (7, 512, 8)):
+        x = torch.randn(batch, side, side, channels)
+        both = 2 * torch.randn(batch, side, side, 2 * channels // share)
+        for axis, offsets in zip(("height", "width"), both.chunk(2, -1), strict=True):
+            fast, plain = (partial(f, axis=axis) for f in (axial_sample, reference))
+            yield Case(f"{batch}x{side}x{side}x{channels}, {axis}", (x, offsets), fast, plain)
 
 
 @torch.library.custom_op("tokenmix::axial_sample", mutates_args=())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib.util
 import statistics
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from tokenmix.runtime.memory import page_faults
 from tokenmix.runtime.module import build
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Setting:
         compiled: whether `torch.compile` is put around the modules.
         train: a pass is forward and backward with fresh gradients; else forward in evaluation mode.
         folded: whether the spec's own module is folded for inference; its opponents are not.
+        checkpointed: whether it takes part a second time, with activation checkpointing.
     """
 
     batch: int
@@ -60,6 +64,7 @@ class Setting:
     compiled: bool = False
     train: bool = False
     folded: bool = False
+    checkpointed: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,14 @@ class Timing:
         seconds: of every timed pass, in the order run.
         peak: bytes that tensors took beyond weights and images, at most.
         macs: multiply-adds of one forward pass of the batch; 0 where nobody counted.
+        faults: pages that the system supplied during a pass, median; see `tokenmix.keep_memory`.
     """
 
     name: str
     seconds: tuple[float, ...]
     peak: int
     macs: int = 0
+    faults: int = 0
 
     @property
     def median(self) -> float:
@@ -102,6 +109,9 @@ def bench(
         progress: told in a word what is being done.
     """
     modules = {model.name: build(model, for_inference=setting.folded)}
+    if setting.checkpointed:
+        modules[f"{model.name}, checkpointed"] = build(model, checkpoint=True)
+    counted = {*modules, "reference"}
     for name in against:
         progress(f"building {name}")
         modules[name] = opponent(name, model)
@@ -114,17 +124,33 @@ def bench(
         progress(f"first pass of {name}")
         call()  # compiles, and loads what is loaded once
         peaks[name] = peak_bytes(call, setting.device)
-    times = interleaved(calls, rounds, device=setting.device, progress=progress)
+    faults: dict[str, list[int]] = {name: [] for name in calls}
+    watched = {name: _watched(call, faults[name]) for name, call in calls.items()}
+    times = interleaved(watched, rounds, device=setting.device, progress=progress)
     macs = model.cost(setting.size)["mac"] * setting.batch
-    return [Timing(n, tuple(times[n]), peaks[n], macs if n in (model.name, "reference") else 0) for n in calls]
+    return [
+        Timing(n, tuple(times[n]), peaks[n], macs if n in counted else 0, statistics.median_low(faults[n][-rounds:]))
+        for n in calls
+    ]
+
+
+def _watched(call: Callable[[], object], faults: list[int]) -> Callable[[], None]:
+    """The call, which notes the page faults of every run."""
+
+    def run() -> None:
+        before = page_faults()
+        call()
+        faults.append(page_faults() - before)
+
+    return run
 
 
 def opponent(name: str, model: Model) -> nn.Module:
     """What a spec's module is compared with.
 
     Args:
-        name: "reference" for the spec on plain torch layers, "timm:NAME" for a model of timm, "FILE.py:CLASS" for a
-            class of the user's own file, called without arguments.
+        name: "reference" for the spec on plain torch layers, "timm:NAME" for a model of timm, "FILE.py:CLASS" or
+            "FILE.py:CLASS(width=64)" for a class of the user's own file.
 
     Raises:
         ValueError: if there is no such opponent.
@@ -140,23 +166,45 @@ def opponent(name: str, model: Model) -> nn.Module:
         if rest not in timm.list_models():
             raise ValueError(f"timm has no model {rest}")
         return timm.create_model(rest)
-    file, colon, attribute = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        if not Path(file).is_file():
-            raise ValueError(f"there is no file {file}")
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-            if not hasattr(module, attribute):
-                raise ValueError(f"{file} defines no {attribute}")
-            return getattr(module, attribute)()
-        except ValueError:
-            raise
-        except Exception as error:  # the user's own code: what is wrong with it is no bug of ours
-            raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+    file, colon, call = name.partition(".py:")
+    if colon and call:
+        return _own(f"{file}.py", call, name)
     raise ValueError(f'an opponent is "reference", "timm:NAME" or "FILE.py:CLASS", not {name!r}')
+
+
+def _own(file: str, call: str, name: str) -> nn.Module:
+    """A module of the user's own file, by the name of its class or by a call with constants."""
+    if not Path(file).is_file():
+        raise ValueError(f"there is no file {file}")
+    try:
+        wanted = ast.parse(call, mode="eval").body
+        arguments: list[Any] = []
+        named: dict[str, Any] = {}
+        if isinstance(wanted, ast.Call):
+            arguments = [ast.literal_eval(value) for value in wanted.args]
+            named = {str(word.arg): ast.literal_eval(word.value) for word in wanted.keywords}
+            wanted = wanted.func
+        if not isinstance(wanted, ast.Name):
+            raise ValueError
+    except (SyntaxError, ValueError):
+        raise ValueError(f"write FILE.py:CLASS, or FILE.py:CLASS(width=64) with constants, not {name}") from None
+    spec = importlib.util.spec_from_file_location(f"tokenmix_opponent_{Path(file).stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    folder = str(Path(file).parent.resolve())
+    sys.path.insert(0, folder)  # files beside it are found, as by `python FILE.py`
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, wanted.id):
+            raise ValueError(f"{file} defines no {wanted.id}")
+        return getattr(module, wanted.id)(*arguments, **named)
+    except ValueError:
+        raise
+    except Exception as error:  # the user's own code: what is wrong with it is no bug of ours
+        raise ValueError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
 
 
 def _call(module: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
@@ -189,16 +237,21 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every call, once a round in turns, forwards then backwards, so that none always comes first."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-warm_up, rounds):
-        progress("warming up" if number < 0 else f"round {number + 1} of {rounds}")
-        for name in list(calls)[:: -1 if number % 2 else 1]:
-            gc.collect()
-            _wait(device)
-            start = time.perf_counter()
-            calls[name]()
-            _wait(device)
-            if number >= 0:
-                taken[name].append(time.perf_counter() - start)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through before every pass
+    try:
+        for number in range(-warm_up, rounds):
+            progress("warming up" if number < 0 else f"round {number + 1} of {rounds}")
+            for name in list(calls)[:: -1 if number % 2 else 1]:
+                gc.collect()
+                _wait(device)
+                start = time.perf_counter()
+                calls[name]()
+                _wait(device)
+                if number >= 0:
+                    taken[name].append(time.perf_counter() - start)
+    finally:
+        gc.unfreeze()
     return taken
 
 

@@ -1,4 +1,3 @@
-from tokenmix.blocks.broadcast import bracketed
 from tokenmix.blocks.cost import Tally
 from tokenmix.blocks.op import Op, Tensor
 
@@ -7,6 +6,7 @@ class Crop(Op):
     """The upper left `height` x `width` part of a map."""
 
     signature_text = "crop(x: map; height: int, width: int)"
+    helpers = ("crop",)
     is_view = True
 
     def check(self, x: Tensor, *, height: int, width: int) -> None:
@@ -20,7 +20,7 @@ class Crop(Op):
         return Tally()
 
     def forward(self, x, *, inputs, height, width):
-        return f"{bracketed(x)}[:, :{height}, :{width}]"
+        return f"crop({x}, {height}, {width})"
 
 
 op = Crop()
