@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,14 +11,22 @@ from tokenmix.fast import native
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """The C++ kernels, compiled for this run."""
+def kernels_home(tmp_path_factory) -> Path:
+    """A cache folder that holds the C++ kernels, for the variable XDG_CACHE_HOME of other processes."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("no C++ compiler")
+    home = tmp_path_factory.mktemp("cache")
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CACHE_HOME"] = str(home)
     try:
-        path = native.build_library()
-        return ctypes.CDLL(str(path))
+        native.build_library()
     finally:
         os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.__setitem__("XDG_CACHE_HOME", before)
+    return home
+
+
+@pytest.fixture(scope="session")
+def compiled(kernels_home):
+    """The C++ kernels, compiled for this run."""
+    (path,) = (kernels_home / "tokenmix").glob("*.so")
+    return ctypes.CDLL(str(path))

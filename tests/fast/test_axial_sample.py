@@ -133,7 +133,7 @@ def test_values_outside_of_the_map_are_zero_and_what_is_no_number_stays_none(ker
     assert forward(infinite, torch.ones(2, 3, 4, 2), "width").isfinite().all()
 
 
-def test_custom_op_is_sound_in_every_mode(compiled, tmp_path):
+def test_custom_op_is_sound_in_every_mode(kernels_home):
     """In a process of its own: which implementation runs is settled at import."""
     code = """
 import torch, tokenmix
@@ -162,9 +162,7 @@ with FlopCounterMode(display=False) as counter:
 assert counter.get_total_flops() == 4 * x.numel()
 print("sound")
 """
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    build = "from tokenmix.fast.native import build_library; build_library()"
-    subprocess.run([sys.executable, "-c", build], env=environment, check=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(kernels_home)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "sound", done.stderr[-3000:]
 

@@ -167,7 +167,7 @@ def test_maps_may_be_empty(cpp, shape):
     assert [g.shape for g in grads] == [logits.shape, shape] and not any(g.any() for g in grads)
 
 
-def test_custom_op_is_sound_in_every_mode(compiled, tmp_path):
+def test_custom_op_is_sound_in_every_mode(kernels_home):
     """In a process of its own: which implementation runs is settled at import."""
     code = """
 import torch, tokenmix
@@ -196,9 +196,7 @@ with FlopCounterMode(display=False) as counter:
 assert counter.get_total_flops() == 2 * 2 * 12 * 81 * 6
 print("sound")
 """
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    build = "from tokenmix.fast.native import build_library; build_library()"
-    subprocess.run([sys.executable, "-c", build], env=environment, check=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(kernels_home)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "sound", done.stderr[-3000:]
 

@@ -173,7 +173,7 @@ def test_flops_are_counted_and_the_status_is_told():
         torch.testing.assert_close(case.fast(*case.inputs), case.reference(*case.inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_custom_op_is_sound_with_the_library(compiled, tmp_path):
+def test_custom_op_is_sound_with_the_library(kernels_home):
     """In a process of its own: which implementation runs is settled at import."""
     code = """
 import torch
@@ -198,8 +198,6 @@ with torch.autocast("cpu", torch.bfloat16):
     assert layer.float()(*(t.bfloat16() for t in x)).dtype == torch.bfloat16
 print("sound")
 """
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    build = "from tokenmix.fast.native import build_library; build_library()"
-    subprocess.run([sys.executable, "-c", build], env=environment, check=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(kernels_home)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "sound", done.stderr[-3000:]

@@ -255,12 +255,9 @@ print("sound")
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_custom_ops_are_sound_in_every_mode(compiled, tmp_path, native):
+def test_custom_ops_are_sound_in_every_mode(kernels_home, tmp_path, native):
     """In a process of its own: which implementation runs is settled at import."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    if native:
-        build = "from tokenmix.fast.native import build_library; build_library()"
-        subprocess.run([sys.executable, "-c", build], env=environment, check=True)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(kernels_home if native else tmp_path)}
     code = SOUND.replace("EXPECTED", '"C++"' if native else '"fused attention on copies"')
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "sound", done.stderr[-3000:]
