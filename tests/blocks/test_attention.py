@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.blocks.compared import draw, same
 from tokenmix.blocks.kernels.attention import (
     HeadMixing,
     attention,
@@ -33,22 +34,6 @@ def scores_naively(q, k):
 def sum_naively(s, v):
     """(h, N, M) and (M, C) to (N, C)."""
     return torch.cat([s[h] @ v[:, h * D : (h + 1) * D] for h in range(HEADS)], dim=-1)
-
-
-def draw(*shape):
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-
-def same(ours, truth, inputs):
-    """Values and gradients of two ways to compute one thing."""
-    torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
-    weight = torch.linspace(-1, 1, truth.numel(), dtype=truth.dtype).view_as(truth)
-    for a, b in zip(
-        torch.autograd.grad((ours * weight).sum(), inputs, retain_graph=True),
-        torch.autograd.grad((truth * weight).sum(), inputs, retain_graph=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 7), (1, 3), (4, 1)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tokenmix
+from tests.blocks.compared import draw, same
 from tokenmix.blocks.kernels.attention import attention, attention_scores, weighted_sum
 from tokenmix.blocks.kernels.talking_heads import TalkingHeadsAttention
 from tokenmix.blocks.kernels.token_order import (
@@ -14,21 +15,6 @@ from tokenmix.blocks.kernels.token_order import (
     token_partition,
 )
 from tokenmix.dsl.diagnostics import FindingsError
-
-
-def draw(*shape):
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-
-def same(ours, truth, inputs):
-    torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
-    weight = torch.linspace(-1, 1, truth.numel(), dtype=truth.dtype).view_as(truth)
-    for a, b in zip(
-        torch.autograd.grad((ours * weight).sum(), inputs, retain_graph=True),
-        torch.autograd.grad((truth * weight).sum(), inputs, retain_graph=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("n", "m", "heads", "inner", "d", "e"), [(5, 7, 3, 6, 4, 2), (1, 4, 2, 1, 3, 3)])

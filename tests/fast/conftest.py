@@ -30,3 +30,16 @@ def compiled(kernels_home):
     """The C++ kernels, compiled for this run."""
     (path,) = (kernels_home / "tokenmix").glob("*.so")
     return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where Triton's kernels run: on the CPU by its interpreter (see the conftest above), else compiled on a GPU."""
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("Triton compiles here, and there is no GPU")
+    return "cuda"

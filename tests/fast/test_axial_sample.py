@@ -23,10 +23,9 @@ def cpp(compiled, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def triton_kernels():
-    """The GPU kernels, on the CPU by Triton's interpreter (see conftest)."""
-    pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") != "1":
+def triton_kernels(device):
+    """The GPU kernels, on the CPU by Triton's interpreter."""
+    if device != "cpu":
         pytest.skip("Triton compiles here: tests on the GPU cover it")
     from tokenmix.fast import axial_sample_triton
 

@@ -18,16 +18,6 @@ CASES = [(2, 5, 7, 3, 5, 4, 4), (1, 17, 40, 5, 3, 12, 20), (2, 1, 1, 1, 1, 1, 1)
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
-@pytest.fixture(params=["interpreted", "compiled"])
-def device(request):
-    """Where the kernels run: on the CPU by Triton's interpreter (see conftest), or compiled."""
-    if (request.param == "compiled") != (os.environ.get("TRITON_INTERPRET") != "1"):
-        pytest.skip("Triton compiles here" if request.param == "interpreted" else "Triton interprets here")
-    if request.param == "compiled" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return "cuda" if request.param == "compiled" else "cpu"
-
-
 def results(inputs, grad):
     return fast.forward(*inputs), *fast.backward(grad, *inputs)
 

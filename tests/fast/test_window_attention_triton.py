@@ -27,16 +27,6 @@ CASES = [
 TOLERANCE = {torch.float64: 5e-6, torch.float32: 5e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
 
-@pytest.fixture(params=["interpreted", "compiled"])
-def device(request):
-    """Where the kernels run: on the CPU by Triton's interpreter (see conftest), or compiled."""
-    if (request.param == "compiled") != (os.environ.get("TRITON_INTERPRET") != "1"):
-        pytest.skip("Triton compiles here" if request.param == "interpreted" else "Triton interprets here")
-    if request.param == "compiled" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    return "cuda" if request.param == "compiled" else "cpu"
-
-
 def drawn(H, W, heads, d, window, dtype=torch.float32, batch=2):
     """Queries, keys and values as thirds of one tensor, a bias, and a gradient."""
     torch.manual_seed(0)

@@ -49,3 +49,20 @@ def test_checkpointing_can_be_switched_per_stage_and_survives_copies():
     assert module.stages[3].checkpointed
     with pytest.raises(ValueError, match="choose one"):
         tokenmix.build("mixformer_b0", checkpoint=True, for_inference=True)
+
+
+@pytest.mark.parametrize("name", ["mixformer_b0", "atmnet_xt"])
+def test_the_compiler_takes_checkpointed_stages(name):
+    """With batch norm and without: gradients and statistics of the plain step."""
+    settings = {"depths": [1, 1, 1, 1] if name == "mixformer_b0" else [2, 2, 2, 2], "drop_path": 0.0}
+    torch.manual_seed(0)
+    plain = tokenmix.build(name, **settings).double().train()
+    ours = tokenmix.build(name, checkpoint=True, **settings).double().train()
+    ours.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    plain(images).square().sum().backward()
+    torch.compile(ours, backend="aot_eager")(images).square().sum().backward()
+    for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12)
+    for a, b in zip(plain.buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(b, a)

@@ -17,6 +17,7 @@ from tokenmix.compiler.bind import bind, default_value, is_word, misfit
 from tokenmix.compiler.blame import dimensions_in, failing_part, reads
 from tokenmix.compiler.definition import DIMENSIONS, LETTERS, Definition
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
+from tokenmix.compiler.outcomes import Exhausted, Failed, Refused
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import Mistake, Note
 from tokenmix.dsl.expressions import FUNCTIONS, Evaluator, Rate, coerce, describe
@@ -26,37 +27,7 @@ from tokenmix.dsl.source import Span
 if TYPE_CHECKING:
     from tokenmix.compiler.elaborate import Elaborator
 
-__all__ = ["Body", "Exhausted", "Failed", "Refused", "known_rate", "short"]
-
-
-class Failed(Exception):
-    """The block has findings; they are already noted.
-
-    Attributes:
-        outputs: what comes out all the same, where the findings leave no doubt about its shape.
-    """
-
-    def __init__(self, outputs: tuple[Tensor, ...] | None = None):
-        super().__init__()
-        self.outputs = outputs
-
-
-class Refused(Mistake):
-    """The check of an op fails.
-
-    Attributes:
-        outputs: what would come out, if its shape is beyond doubt.
-    """
-
-    def __init__(self, mistake: Mistake, call: syntax.Call, outputs: tuple[Tensor, ...] | None):
-        Exception.__init__(self, str(mistake))
-        self.finding = mistake.finding
-        self.about = mistake.about or call
-        self.outputs = outputs
-
-
-class Exhausted(Exception):
-    """A limit of the whole model is passed; the finding is noted and nothing more is looked at."""
+__all__ = ["Body", "known_rate", "short"]
 
 
 class _Value:

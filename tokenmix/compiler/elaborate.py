@@ -13,10 +13,11 @@ from typing import Any
 
 from tokenmix.blocks.op import KINDS, Op, Tensor
 from tokenmix.compiler.blame import Frame, Place, Trace, fitting_values, reads, trace
-from tokenmix.compiler.body import Body, Failed, Refused, known_rate, short
+from tokenmix.compiler.body import Body, known_rate, short
 from tokenmix.compiler.definition import Definition
 from tokenmix.compiler.graph import BlockGraph
 from tokenmix.compiler.library import Library
+from tokenmix.compiler.outcomes import Failed, Refused
 from tokenmix.compiler.verify import verify_shapes
 from tokenmix.dsl import syntax
 from tokenmix.dsl.diagnostics import MAX_FINDINGS, Finding, Mistake, Note

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tokenmix.blocks.cost import Convention, Tally
 from tokenmix.blocks.op import Op, Tensor
 from tokenmix.compiler.blame import Place, Trace
-from tokenmix.compiler.body import Exhausted, Failed
 from tokenmix.compiler.elaborate import Elaborator
 from tokenmix.compiler.graph import BlockGraph, GraphNode, Ref
 from tokenmix.compiler.library import Library
+from tokenmix.compiler.outcomes import Exhausted, Failed
 from tokenmix.compiler.plan import Plan, Site, make_draft
 from tokenmix.compiler.spec import Spec, find_spec
 from tokenmix.compiler.spec_reader import read_spec

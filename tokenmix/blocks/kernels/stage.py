@@ -26,9 +26,11 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.checkpointed and torch.is_grad_enabled()):
             return super().forward(x)
+        compiling = torch.compiler.is_compiling()  # a trace computes anew what it needs, and statistics once
         for part in self:
             for block in part if isinstance(part, nn.Sequential) else (part,):
-                x = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(passes, block))
+                around = {} if compiling else {"context_fn": functools.partial(passes, block)}
+                x = checkpoint(block, x, use_reentrant=False, **around)
         return x
 
 
