@@ -29,8 +29,10 @@ class Stage(nn.Sequential):
         compiling = torch.compiler.is_compiling()  # a trace computes anew what it needs, and statistics once
         for part in self:
             for block in part if isinstance(part, nn.Sequential) else (part,):
-                around = {} if compiling else {"context_fn": functools.partial(passes, block)}
-                x = checkpoint(block, x, use_reentrant=False, **around)
+                if compiling:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(passes, block))
         return x
 
 
